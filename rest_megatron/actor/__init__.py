@@ -1,0 +1,1 @@
+"""The policy being trained: a Megatron GPTModel under a DeepSpeed ZeRO engine."""

@@ -1,0 +1,53 @@
+"""Gradient sums DeepSpeed does not make, and the marks that let its global norm count each parameter once.
+
+DeepSpeed reduces over data-parallel ranks only. Three kinds of parameter need more before that:
+- query/key norms are replicated over tensor-parallel ranks, but each rank's heads give only part of the gradient;
+- with sequence parallelism every norm sees only its rank's part of the sequence;
+- a tied embedding lives on the first and the last pipeline stage, and each copy has half of the gradient.
+"""
+
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from megatron.core import parallel_state
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from rest_megatron.actor.model import Policy
+from rest_megatron.actor.parallel import Parallel
+
+
+def accumulated_gradient(optimizer, parameter: nn.Parameter) -> Tensor | None:
+    """The gradient DeepSpeed has accumulated for `parameter` and not yet reduced; None if it got none."""
+    if isinstance(optimizer, BF16_Optimizer):
+        return getattr(parameter, "_hp_grad", None)
+    return optimizer.get_gradient_for_reduction(parameter)
+
+
+def mark_tied_copy(policy: Policy, parallel: Parallel) -> None:
+    """Tell DeepSpeed's norm to skip the last stage's copy of a tied embedding. Call before the engine is built."""
+    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and parallel.is_last_stage:
+        policy.chunks[-1].shared_embedding_or_output_weight().ds_pipe_replicated = True
+
+
+def needs_tensor_parallel_sum(name: str, parameter: nn.Parameter) -> bool:
+    """Whether each tensor-parallel rank holds only part of this replicated parameter's gradient."""
+    return "q_layernorm" in name or "k_layernorm" in name or getattr(parameter, "sequence_parallel", False)
+
+
+def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> None:
+    """Add up the partial gradients listed above, in place, in one all-reduce per group."""
+    if parallel.tp_size > 1:
+        partial = [
+            grad for name, parameter in policy.named_parameters() if needs_tensor_parallel_sum(name, parameter)
+            and (grad := accumulated_gradient(optimizer, parameter)) is not None
+        ]
+        if partial:
+            flat = _flatten_dense_tensors(partial)
+            dist.all_reduce(flat, group=parallel.tp_group)
+            for grad, total in zip(partial, _unflatten_dense_tensors(flat, partial), strict=True):
+                grad.copy_(total)
+    on_embedding_rank = parallel.is_first_stage or parallel.is_last_stage
+    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and on_embedding_rank:
+        chunk = policy.chunks[0 if parallel.is_first_stage else -1]
+        grad = accumulated_gradient(optimizer, chunk.shared_embedding_or_output_weight())
+        dist.all_reduce(grad, group=parallel_state.get_embedding_group())

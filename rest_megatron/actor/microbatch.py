@@ -1,0 +1,122 @@
+"""Packing of variable-length answers into micro-batches.
+
+Per-token streams (log-probs, advantages, weights) are flat vectors over the response tokens of a list of
+trajectories, in list order. A micro-batch knows which of its rows predict which entries of those vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rest_megatron.actor.attention import PackedSequences
+
+IGNORE_INDEX = -100
+
+
+class Trajectory(NamedTuple):
+    """Prompt and sampled (or demonstrated) token ids of one answer."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One pack. t tokens, of which n rows predict a response token."""
+
+    tokens: Tensor
+    """[1, t] int64."""
+    labels: Tensor
+    """[t] int64: the next token where it is a response token, else IGNORE_INDEX."""
+    rows: Tensor
+    """[n] int64: rows of the pack that predict a response token."""
+    index: Tensor
+    """[n] int64: where those tokens lie in the flat vectors."""
+    packed: PackedSequences
+
+    def spread(self, stream: Tensor) -> Tensor:
+        """A flat vector's entries of this micro-batch at their rows, 0 elsewhere: [t]."""
+        return stream.new_zeros(self.labels.shape[0]).index_copy_(0, self.rows, stream[self.index])
+
+
+def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Indices for each rank, token counts balanced: longest first, each to the rank with the fewest tokens so far.
+
+    Deterministic, so every rank computes the same deal. Each list is in ascending order.
+    """
+    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    totals = [0] * num_ranks
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rank = min(range(num_ranks), key=lambda r: (totals[r], len(hands[r]), r))
+        hands[rank].append(i)
+        totals[rank] += lengths[i]
+    return [sorted(hand) for hand in hands]
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices with at most `capacity` tokens each: first fit, longest first.
+
+    Raises ValueError for a sequence longer than the capacity.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[i] > capacity:
+            raise ValueError(
+                f"sequence {i} has {lengths[i]} tokens, train.max_tokens_per_micro_batch is {capacity}; raise it to at "
+                "least the longest prompt plus answer"
+            )
+        fit = next((b for b, free in enumerate(room) if free >= lengths[i]), None)
+        if fit is None:
+            bins.append([])
+            room.append(capacity)
+            fit = len(bins) - 1
+        bins[fit].append(i)
+        room[fit] -= lengths[i]
+    return bins
+
+
+def micro_batches(trajectories: Sequence[Trajectory], bins: list[list[int]], *, multiple_of: int, same_length: bool,
+                  device: torch.device) -> list[MicroBatch]:
+    """One MicroBatch per bin; an empty bin becomes a dummy without rows.
+
+    Token counts are padded to `multiple_of` (sequence parallelism cuts them), and with `same_length` to the longest
+    bin's (pipeline stages then exchange tensors of one known shape). Padding is a sequence of its own.
+    """
+    starts = torch.tensor([0] + [len(t.response_ids) for t in trajectories]).cumsum(0).tolist()
+    sizes = [max(1, sum(trajectories[i].length for i in bin)) for bin in bins]
+    sizes = [-(-size // multiple_of) * multiple_of for size in sizes]
+    if same_length:
+        sizes = [max(sizes)] * len(sizes)
+    return [_micro_batch(trajectories, bin, starts, size, device) for bin, size in zip(bins, sizes, strict=True)]
+
+
+def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, device: torch.device) -> MicroBatch:
+    tokens: list[int] = []
+    lengths, rows, index = [], [], []
+    for i in bin:
+        prompt_ids, response_ids = trajectories[i]
+        first = len(tokens) + len(prompt_ids) - 1
+        rows += range(first, first + len(response_ids))
+        index += range(starts[i], starts[i + 1])
+        tokens += [*prompt_ids, *response_ids]
+        lengths.append(trajectories[i].length)
+    if len(tokens) < size:
+        lengths.append(size - len(tokens))
+        tokens += [0] * (size - len(tokens))
+    ids = torch.tensor(tokens)
+    row = torch.tensor(rows, dtype=torch.int64)
+    labels = torch.full((size,), IGNORE_INDEX)
+    labels[row] = ids[row + 1]
+    return MicroBatch(
+        tokens=ids.unsqueeze(0).to(device), labels=labels.to(device), rows=row.to(device),
+        index=torch.tensor(index, dtype=torch.int64, device=device), packed=PackedSequences.of(lengths, device),
+    )

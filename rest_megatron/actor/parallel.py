@@ -1,0 +1,140 @@
+"""Process groups: one start for every launcher, Megatron's groups, and the few collectives the trainer needs."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from rest_megatron.config.schema import ParallelConfig
+from rest_megatron.launch import Launch
+
+START_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Where this rank stands. Sizes and ranks are those of Megatron's groups; `device` is this rank's own."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    tp_size: int
+    tp_rank: int
+    pp_size: int
+    pp_rank: int
+    dp_size: int
+    dp_rank: int
+    num_chunks: int
+
+    @property
+    def tp_group(self) -> dist.ProcessGroup:
+        """Ranks that share each matrix."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
+    def pp_group(self) -> dist.ProcessGroup:
+        """Ranks that share the layers."""
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    @property
+    def dp_group(self) -> dist.ProcessGroup:
+        """Ranks that hold the same shard and see different answers."""
+        return parallel_state.get_data_parallel_group()
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank embeds tokens."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank computes logits and the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+    def broadcast_from_last_stage(self, tensor: Tensor) -> Tensor:
+        """Overwrite `tensor` on every pipeline stage with the last stage's; same shape and dtype everywhere."""
+        if self.pp_size > 1:
+            dist.broadcast(tensor, parallel_state.get_pipeline_model_parallel_last_rank(), group=self.pp_group)
+        return tensor
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's picklable `value`, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather_over_data_parallel(self, value: Any) -> list[Any]:
+        """The picklable `value` of each data-parallel rank, in rank order, on all of them."""
+        if self.dp_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.dp_size
+        dist.all_gather_object(values, value, group=self.dp_group)
+        return values
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of this rank for `run.device` auto, cpu or cuda."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, seed: int) -> Parallel:
+    """Start torch.distributed, DeepSpeed's communication and Megatron's groups.
+
+    The world size must be TP x PP x DP; `config.check` has refused any other before this is called.
+    """
+    if device.type == "cpu":
+        _prepare_cpu()
+    os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port), RANK=str(launch.rank),
+                      WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl", rank=launch.rank, world_size=launch.world_size,
+        timeout=START_TIMEOUT, device_id=device if device.type == "cuda" else None,
+    )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    chunks = parallel.virtual_pipeline_model_parallel_size
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks,
+    )
+    model_parallel_cuda_manual_seed(seed)
+    return Parallel(
+        device=device, rank=launch.rank, world_size=launch.world_size,
+        tp_size=parallel.tensor_model_parallel_size, tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp_size=parallel.pipeline_model_parallel_size, pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(), dp_rank=parallel_state.get_data_parallel_rank(),
+        num_chunks=chunks or 1,
+    )
+
+
+def shutdown() -> None:
+    """Leave every group; the process may start again with another layout."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _prepare_cpu() -> None:
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.ops import __compatible_ops__
+
+    from rest_megatron.actor.cpu import use_cpu
+
+    set_accelerator(CPU_Accelerator())
+    # DeepSpeed would compile a shared-memory communication op at start; gloo needs no compiler.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    use_cpu()

@@ -1,0 +1,156 @@
+"""DeepSpeed ZeRO around a Megatron policy.
+
+"Boundary mode": Megatron's schedule runs every micro-batch while the engine only accumulates; then the replicated
+gradients are summed, and one reduction and one step follow. Nothing is communicated inside the schedule.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import deepspeed
+import torch
+from megatron.core import parallel_state
+from torch import nn
+
+from rest_megatron.actor.gradients import mark_tied_copy, sum_replicated_gradients
+from rest_megatron.actor.model import Policy
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.config.schema import OptimConfig
+
+
+class ModelParallelUnit:
+    """Megatron's groups as DeepSpeed asks for them: its "model parallel" group is TP x PP, not TP alone."""
+
+    def __init__(self, parallel: Parallel):
+        self.parallel = parallel
+
+    def get_model_parallel_rank(self) -> int:
+        return self.parallel.pp_rank * self.parallel.tp_size + self.parallel.tp_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.parallel.tp_size * self.parallel.pp_size
+
+    def get_model_parallel_group(self):
+        return parallel_state.get_model_parallel_group()
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self.parallel.tp_rank
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self.parallel.tp_size
+
+    def get_tensor_model_parallel_group(self):
+        return self.parallel.tp_group
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return self.parallel.pp_rank
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self.parallel.pp_size
+
+    def get_pipeline_model_parallel_group(self):
+        return self.parallel.pp_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.parallel.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.parallel.dp_size
+
+    def get_data_parallel_group(self):
+        return self.parallel.dp_group
+
+
+def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW groups: matrices decay, norms and biases do not."""
+    matrices = [p for p in policy.parameters() if p.dim() > 1]
+    vectors = [p for p in policy.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def build_optimizer(policy: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW: Apex's fused one where Apex is installed and the actor is on CUDA, else PyTorch's fused one."""
+    groups = parameter_groups(policy, optim.weight_decay)
+    settings = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
+    if device.type == "cuda":
+        try:
+            from apex.optimizers import FusedAdam
+        except ImportError:
+            pass
+        else:
+            return FusedAdam(groups, adam_w_mode=True, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """Learning rate over its peak, as a function of finished optimizer steps."""
+
+    def factor(step: int) -> float:
+        if step < optim.warmup_steps:
+            return (step + 1) / optim.warmup_steps
+        if optim.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps))
+        shape = 1.0 - done if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * shape
+
+    return factor
+
+
+class ZeroEngine:
+    """A DeepSpeed engine in boundary mode.
+
+    `chunks` are what Megatron's schedule drives; `step` closes an accumulation that the schedule has filled.
+    """
+
+    def __init__(self, policy: Policy, optim: OptimConfig, engine_config: dict, total_steps: int, parallel: Parallel):
+        mark_tied_copy(policy, parallel)
+        optimizer = build_optimizer(policy, optim, parallel.device)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
+        self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
+            model=policy, optimizer=optimizer, lr_scheduler=scheduler, mpu=ModelParallelUnit(parallel),
+            config=engine_config, dist_init_required=False,
+        )
+        self.policy = policy
+        self.parallel = parallel
+        self.chunks = [ScheduledChunk(self.engine, policy, i) for i in range(len(policy.chunks))]
+
+    def begin(self) -> None:
+        """Accumulate only, until `step`."""
+        self.engine.set_gradient_accumulation_boundary(False)
+
+    def reduce(self) -> None:
+        """Sum replicated gradients over TP and PP, then average everything over data-parallel ranks."""
+        sum_replicated_gradients(self.policy, self.optimizer, self.parallel)
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.allreduce_gradients()
+
+    def step(self) -> tuple[float, float]:
+        """Reduce, clip, update, advance the schedule.
+
+        Returns (global gradient norm before clipping, learning rate used). A non-finite norm changes no weight and
+        comes back as inf.
+        """
+        learning_rate = self.scheduler.get_last_lr()[0]
+        self.reduce()
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()), learning_rate
+
+
+class ScheduledChunk(nn.Module):
+    """One model chunk as Megatron's schedule sees a model; its forward goes through the DeepSpeed engine."""
+
+    def __init__(self, engine: nn.Module, policy: Policy, index: int):
+        super().__init__()
+        chunk = policy.chunks[index]
+        # A partial is no submodule: the parameters stay the engine's alone.
+        self.run = partial(engine, index)
+        self.config = policy.megatron
+        self.model_type = chunk.model_type
+        self.vp_stage = chunk.vp_stage
+        self.set_input_tensor = chunk.set_input_tensor
+
+    def forward(self, **kwargs) -> torch.Tensor:
+        """Hidden states for the next stage, or this vocabulary shard's logits."""
+        return self.run(**kwargs)

@@ -1,0 +1,235 @@
+"""Hugging Face safetensors into this rank's shards, and back, slice by slice.
+
+Loading reads only this rank's slices. Export gathers one tensor at a time over the tensor-parallel group, cuts each
+pipeline stage's tensors into files, and moves the finished directory into place in one rename.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from rest_megatron.actor.model import Policy
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.checkpoint.mapping import Piece, expected_tensors, kv_groups, mapped_parameters, merge, split
+from rest_megatron.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+MAX_FILE_BYTES = 4 * 2**30
+
+
+class WeightSource(Protocol):
+    """Where slices of Hugging Face tensors come from."""
+
+    def read(self, piece: Piece, tp_rank: int, tp_size: int) -> Tensor:
+        """This rank's shard of the piece's tensor, on the CPU."""
+
+
+class Safetensors:
+    """The safetensors of a Hugging Face directory, checked against the config before anything is read.
+
+    Raises CheckpointError for a missing or truncated file, and for missing, unknown or misshapen tensors.
+    """
+
+    def __init__(self, directory: Path, hf: PreTrainedConfig):
+        self.directory = directory
+        self.handles = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in _weight_files(directory):
+            try:
+                handle = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} cannot be read: {error}. The file is missing, truncated or not safetensors; copy it again"
+                ) from error
+            for name in handle.keys():
+                self.handles[name] = handle
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+        _check_tensors(directory, shapes, hf)
+
+    def read(self, piece: Piece, tp_rank: int, tp_size: int) -> Tensor:
+        """This rank's shard of the piece's tensor; only its bytes are read."""
+        whole = self.handles[piece.name].get_slice(piece.name)
+        if piece.dim is None:
+            return whole[:]
+        size = piece.shape[piece.dim] // tp_size
+        cut = slice(tp_rank * size, (tp_rank + 1) * size)
+        return whole[cut] if piece.dim == 0 else whole[:, cut]
+
+
+class RandomWeights:
+    """Seeded initial weights, the same on every layout: norms 1, biases 0, matrices normal(0, initializer_range)."""
+
+    def __init__(self, seed: int, hf: PreTrainedConfig):
+        self.seed = seed
+        self.std = hf.initializer_range
+        self.order = {name: i for i, name in enumerate(expected_tensors(hf))}
+
+    def read(self, piece: Piece, tp_rank: int, tp_size: int) -> Tensor:
+        """This rank's shard; the whole tensor is drawn from a generator of its own, then cut."""
+        if len(piece.shape) == 1:
+            fill = torch.zeros if piece.name.endswith("bias") else torch.ones
+            return fill(piece.local_shape(tp_size))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order[piece.name])
+        whole = torch.empty(piece.shape).normal_(0.0, self.std, generator=generator)
+        return whole.chunk(tp_size, dim=piece.dim)[tp_rank]
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Copy the model again") from error
+        return [directory / name for name in names]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"no .safetensors in {directory}. Point model.path at a Hugging Face directory with safetensors weights, "
+            "or set model.random_init=true to start from random weights"
+        )
+    return files
+
+
+def _check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTrainedConfig) -> None:
+    expected = expected_tensors(hf)
+    ignorable = {"lm_head.weight"} if hf.tie_word_embeddings else set()
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected and name not in ignorable
+               and not name.endswith("rotary_emb.inv_freq")]
+    wrong = [f"{name} is {found[name]}, config.json wants {shape}" for name, shape in expected.items()
+             if name in found and found[name] != shape]
+    for what, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", wrong)):
+        if names:
+            shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+            raise CheckpointError(f"{directory} {what} tensors ({len(names)} of {len(expected)}): {shown}. "
+                                  "The weights and config.json must belong to the same model")
+
+
+@torch.no_grad()
+def load_weights(policy: Policy, source: WeightSource, parallel: Parallel) -> None:
+    """Fill every parameter of this rank and mark how tensor parallelism cuts it.
+
+    The `tensor_model_parallel` mark is what lets DeepSpeed's global norm count each parameter once.
+    """
+    groups = kv_groups(policy.hf, parallel)
+    for mapped in mapped_parameters(policy):
+        pieces = [source.read(piece, parallel.tp_rank, parallel.tp_size) for piece in mapped.pieces]
+        mapped.parameter.copy_(merge(pieces, groups))
+        mapped.parameter.tensor_model_parallel = mapped.dim is not None
+        mapped.parameter.partition_dim = -1 if mapped.dim is None else mapped.dim
+        mapped.parameter.partition_stride = 1
+
+
+@torch.no_grad()
+def gather_tensors(policy: Policy, parallel: Parallel,
+                   value_of: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor | None]]:
+    """Whole Hugging Face tensors of this pipeline stage, one at a time: (name, tensor on the CPU).
+
+    `value_of` gives what to export of a parameter: its data, or its gradient. Collective over the tensor-parallel
+    group; ranks other than its first get None. The copy of a tied embedding is left out.
+    """
+    groups = kv_groups(policy.hf, parallel)
+    for mapped in mapped_parameters(policy):
+        if mapped.is_copy:
+            continue
+        local = value_of(mapped.parameter).reshape(mapped.parameter.shape)
+        for piece, shard in zip(mapped.pieces, split(local, mapped.pieces, groups, parallel.tp_size), strict=True):
+            yield piece.name, _gather(shard, piece.dim, parallel)
+
+
+def _gather(shard: Tensor, dim: int | None, parallel: Parallel) -> Tensor | None:
+    if dim is None or parallel.tp_size == 1:
+        return shard.cpu() if parallel.tp_rank == 0 else None
+    shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
+    dist.all_gather(shards, shard, group=parallel.tp_group)
+    return torch.cat(shards, dim=dim).cpu() if parallel.tp_rank == 0 else None
+
+
+def export(policy: Policy, parallel: Parallel, directory: Path, model_path: Path) -> None:
+    """Write the policy as a Hugging Face directory that `from_pretrained` reads: weights, config, tokenizer.
+
+    Collective over all ranks. An existing directory is replaced only when the new one is complete.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    if parallel.rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    plan = _file_plan(policy, parallel)
+    if parallel.dp_rank == 0:
+        _write_stage(policy, parallel, partial, plan)
+    dist.barrier()
+    if parallel.rank == 0:
+        _write_index(partial, plan)
+        _copy_companions(policy.hf, model_path, partial)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(partial, directory)
+    dist.barrier()
+
+
+def _file_plan(policy: Policy, parallel: Parallel) -> dict[str, tuple[str, int]]:
+    """Tensor name -> (file, bytes), the same on every rank."""
+    local: list[tuple[str, int]] = []
+    for mapped in mapped_parameters(policy):
+        if not mapped.is_copy:
+            width = mapped.parameter.element_size()
+            local += [(piece.name, width * torch.Size(piece.shape).numel()) for piece in mapped.pieces]
+    stages: list = [local]
+    if parallel.pp_size > 1:
+        stages = [None] * parallel.pp_size
+        dist.all_gather_object(stages, local, group=parallel.pp_group)
+    files: list[list[tuple[str, int]]] = []
+    for stage in stages:
+        room = 0
+        for name, size in stage:
+            if size > room:
+                files.append([])
+                room = MAX_FILE_BYTES
+            files[-1].append((name, size))
+            room -= size
+    count = len(files)
+    label = (lambda i: "model.safetensors") if count == 1 else (lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors")
+    return {name: (label(i), size) for i, file in enumerate(files) for name, size in file}
+
+
+def _write_stage(policy: Policy, parallel: Parallel, directory: Path, plan: dict[str, tuple[str, int]]) -> None:
+    """Write this stage's files, holding one file's tensors at a time (the plan follows the gather's order)."""
+    pending: dict[str, Tensor] = {}
+    current = None
+    for name, tensor in gather_tensors(policy, parallel, lambda parameter: parameter.data):
+        file = plan[name][0]
+        if file != current and pending:
+            save_file(pending, directory / current, metadata={"format": "pt"})
+            pending = {}
+        current = file
+        if tensor is not None:
+            pending[name] = tensor
+    if pending:
+        save_file(pending, directory / current, metadata={"format": "pt"})
+
+
+def _write_index(directory: Path, plan: dict[str, tuple[str, int]]) -> None:
+    weight_map = {name: file for name, (file, _) in plan.items()}
+    if len(set(weight_map.values())) > 1:
+        total = sum(size for _, size in plan.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
+
+
+def _copy_companions(hf: PreTrainedConfig, source: Path, directory: Path) -> None:
+    """Tokenizer, template and generation files travel unchanged; config.json is written from what was trained."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in ("config.json", INDEX):
+            shutil.copy2(path, directory / path.name)
+    hf.save_pretrained(directory)

@@ -1,0 +1,36 @@
+"""The errors a user can cause, each with the exit code the program ends with.
+
+A message says what is wrong, where, the numbers, the rule and the fix. Anything else that escapes is a bug
+and ends the program with exit code 1 and its traceback.
+"""
+
+
+class RestError(Exception):
+    """Base of every error the program reports without a traceback."""
+
+    exit_code = 1
+    kind = "error"
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {super().__str__()}"
+
+
+class ConfigError(RestError):
+    """The configuration, the launch or the combination of options cannot work."""
+
+    exit_code = 2
+    kind = "config error"
+
+
+class DataError(RestError):
+    """A prompt, demonstration or reward file cannot be used."""
+
+    exit_code = 3
+    kind = "data error"
+
+
+class CheckpointError(RestError):
+    """Model weights or a checkpoint cannot be read or written as asked."""
+
+    exit_code = 4
+    kind = "checkpoint error"

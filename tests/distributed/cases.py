@@ -1,0 +1,122 @@
+"""What the gloo workers run: one actor on one layout, and everything a test wants to know about it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+
+from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.parallel import Parallel, initialize
+from rest_megatron.checkpoint.hf import gather_tensors
+from rest_megatron.config.schema import AlgorithmConfig, Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from rest_megatron.launch import Launch
+from tests.tiny import Answers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parallel layout and the options that may change how, never what, is computed."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    vpp: int | None = None
+    sp: bool = False
+    megatron: dict = field(default_factory=dict)
+    deepspeed: dict = field(default_factory=dict)
+    max_tokens: int = 64
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        name = f"tp{self.tp}-pp{self.pp}-dp{self.dp}" + ("-sp" if self.sp else "")
+        name += f"-vpp{self.vpp}" if self.vpp else ""
+        return "-".join([name, *map(str, self.megatron.values()), *self.deepspeed]) + f"-{self.max_tokens}"
+
+
+def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) -> Config:
+    return Config(
+        model=ModelConfig(path=str(model), dtype=dtype),
+        parallel=ParallelConfig(layout.tp, layout.pp, layout.vpp, layout.sp),
+        megatron=layout.megatron, deepspeed=layout.deepspeed,
+        algorithm=AlgorithmConfig(clip_ratio_low=0.2, clip_ratio_high=0.2),
+        optim=OptimConfig(**{"lr": 1e-3, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
+        train=TrainConfig(max_tokens_per_micro_batch=layout.max_tokens),
+    )
+
+
+def start(launch: Launch, config: Config, total_steps: int = 100) -> tuple[Actor, Parallel]:
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    return Actor(config, parallel, total_steps), parallel
+
+
+def share(answers: Answers, parallel: Parallel) -> tuple[Answers, list[int]]:
+    """This data-parallel rank's answers and their numbers."""
+    mine = deal([t.length for t in answers.trajectories], parallel.dp_size)[parallel.dp_rank]
+    return answers.select(mine), mine
+
+
+def replica_difference(actor: Actor, parallel: Parallel) -> float:
+    """Largest difference of any parameter from another rank's copy of it: over DP all, over TP the replicated ones."""
+    worst = 0.0
+    for parameter in actor.policy.parameters():
+        groups = [parallel.dp_group] + ([] if parameter.tensor_model_parallel else [parallel.tp_group])
+        for group in groups:
+            highest, lowest = parameter.detach().clone(), parameter.detach().clone()
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+            dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=group)
+            worst = max(worst, float((highest - lowest).abs().max()))
+    return worst
+
+
+def tied_copy_difference(actor: Actor, parallel: Parallel) -> float:
+    """Largest difference between the two copies of a tied embedding on a pipeline's ends."""
+    from megatron.core import parallel_state
+
+    if not (actor.policy.hf.tie_word_embeddings and parallel.pp_size > 1):
+        return 0.0
+    if not (parallel.is_first_stage or parallel.is_last_stage):
+        return 0.0
+    weight = actor.policy.chunks[0 if parallel.is_first_stage else -1].shared_embedding_or_output_weight().detach()
+    total = weight.clone()
+    dist.all_reduce(total, group=parallel_state.get_embedding_group())
+    return float((total - 2 * weight).abs().max())
+
+
+def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str = "float32",
+                          steps: int = 1) -> dict:
+    """Log-probs, reduced gradients, gradient norm and, after `steps` AdamW steps, weights and replica differences."""
+    actor, parallel = start(launch, make_config(model, layout, dtype))
+    ours, mine = share(answers, parallel)
+    stats = actor.log_probs(ours.trajectories)
+    streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
+    actor.policy.train()
+    actor.zero.begin()
+    actor._run(ours.trajectories, lambda batch, logits: actor._policy_loss(streams, batch, logits), forward_only=False)
+    actor.zero.reduce()
+    gradients = named(actor, parallel, safe_get_full_grad)
+    actor.zero.engine.step()
+    grad_norm = float(actor.zero.engine.get_global_grad_norm())
+    metrics = [actor.update(ours.trajectories, ours.old_log_probs, ours.advantages, ours.loss_weights)
+               for _ in range(steps - 1)]
+    return {
+        "sequences": mine, "log_probs": stats.log_probs, "entropy": stats.entropy, "collision": stats.collision,
+        "gradients": gradients, "grad_norm": grad_norm, "metrics": metrics,
+        "weights": named(actor, parallel, lambda p: p.data),
+        "replicas": replica_difference(actor, parallel), "tied": tied_copy_difference(actor, parallel),
+    }
+
+
+def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]:
+    """Whole tensors of this stage by Hugging Face name, on its first tensor- and data-parallel rank."""
+    tensors = dict(gather_tensors(actor.policy, parallel, value_of))
+    return {k: v.clone() for k, v in tensors.items() if v is not None} if parallel.dp_rank == 0 else {}
+
+
+def with_megatron(layout: Layout, **fields) -> Layout:
+    return replace(layout, megatron=fields)

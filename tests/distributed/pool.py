@@ -1,0 +1,83 @@
+"""Long-lived gloo worker processes, so that many layouts can be tested for the price of one import.
+
+`WorkerPool.run(function, world_size, *args)` calls `function(launch, *args)` on that many workers at once, each with
+its own rank and a fresh rendezvous port, and returns their results in rank order. A worker that raises or hangs fails
+the test with its traceback, and the next run starts fresh workers.
+"""
+
+import multiprocessing
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rest_megatron.launch import Launch
+
+
+class WorkerPool:
+    """Spawned processes that wait for work on a pipe."""
+
+    def __init__(self, timeout: float = 180.0):
+        self.timeout = timeout
+        self.context = multiprocessing.get_context("spawn")
+        self.workers: list[tuple[Any, Any]] = []
+
+    def run(self, function: Callable, world_size: int, *args: Any) -> list[Any]:
+        """Call `function(launch, *args)` on ranks 0 .. world_size - 1; results in rank order."""
+        while len(self.workers) < world_size:
+            self.workers.append(self._spawn())
+        port = _free_port()
+        for rank, (_, pipe) in enumerate(self.workers[:world_size]):
+            pipe.send((function, Launch(rank, world_size, rank, world_size, "127.0.0.1", port, "single"), args))
+        results, failures = [], []
+        for rank, (_, pipe) in enumerate(self.workers[:world_size]):
+            if not pipe.poll(5.0 if failures else self.timeout):
+                failures.append(f"rank {rank}: no answer")
+                continue
+            ok, value = pipe.recv()
+            (results if ok else failures).append(value)
+        if failures:
+            self.close()
+            raise AssertionError("\n".join(failures))
+        return results
+
+    def close(self) -> None:
+        """Kill every worker."""
+        for process, pipe in self.workers:
+            pipe.close()
+            process.kill()
+            process.join()
+        self.workers = []
+
+    def _spawn(self):
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+
+def _serve(pipe) -> None:
+    import torch
+
+    from rest_megatron.actor.parallel import shutdown
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, launch, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(launch, *args)))
+        except BaseException:
+            pipe.send((False, f"rank {launch.rank}:\n{traceback.format_exc()}"))
+            return
+        finally:
+            shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,119 @@
+"""Tiny Hugging Face models, ragged answers and Hugging Face's own numbers for them, in float64."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+from rest_megatron.actor.microbatch import Trajectory
+
+VOCAB = 500
+SIZES = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=512)
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def make_model(directory: Path, family: str = "qwen3", tied: bool = False, dtype=torch.float32) -> Path:
+    """Save a tiny random model whose norms and biases are not trivial, so that a missed one shows."""
+    config = {
+        "qwen3": lambda: Qwen3Config(**SIZES, head_dim=32, tie_word_embeddings=tied),
+        "qwen2": lambda: Qwen2Config(**SIZES, tie_word_embeddings=tied),
+        "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=tied, rope_parameters=LLAMA3_ROPE),
+    }[family]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(0.08 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Ragged trajectories and one value per response token of each loss stream."""
+
+    trajectories: list[Trajectory]
+    old_log_probs: Tensor
+    advantages: Tensor
+    loss_weights: Tensor
+
+    def select(self, sequences: list[int]) -> "Answers":
+        """Some of the trajectories, in this order, with their values."""
+        starts = torch.tensor([0] + [len(t.response_ids) for t in self.trajectories]).cumsum(0).tolist()
+        index = torch.tensor([k for i in sequences for k in range(starts[i], starts[i + 1])], dtype=torch.int64)
+        return Answers([self.trajectories[i] for i in sequences], self.old_log_probs[index], self.advantages[index],
+                       self.loss_weights[index])
+
+
+def make_answers(count: int = 8, seed: int = 1) -> Answers:
+    """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    trajectories = [
+        Trajectory(*(torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in (draw(3, 12), draw(1, 20))))
+        for _ in range(count)
+    ]
+    tokens = sum(len(t.response_ids) for t in trajectories)
+    return Answers(
+        trajectories,
+        old_log_probs=-6.2 + 0.8 * torch.randn(tokens, generator=generator),
+        advantages=torch.randn(tokens, generator=generator),
+        loss_weights=torch.rand(tokens, generator=generator) / tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Hugging Face in float64: per-token statistics, the loss, its gradients and their global norm."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    loss: float
+    gradients: dict[str, Tensor]
+    grad_norm: float
+
+
+def token_log_probs(model, trajectories) -> tuple[Tensor, Tensor]:
+    """Flat log-probs and entropies of the response tokens, one sequence at a time."""
+    log_probs, entropy = [], []
+    for prompt, response in trajectories:
+        ids = torch.tensor([[*prompt, *response]])
+        logits = model(ids).logits[0, len(prompt) - 1 : -1]
+        table = logits.log_softmax(-1)
+        log_probs.append(table[torch.arange(len(response)), torch.tensor(response)])
+        entropy.append(-(table.exp() * table).sum(-1))
+    return torch.cat(log_probs), torch.cat(entropy)
+
+
+def policy_loss(model, answers: Answers, clip: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted clipped loss written out with autograd, independent of the product's kernels."""
+    log_probs, entropy = token_log_probs(model, answers.trajectories)
+    ratio = (log_probs - answers.old_log_probs.to(log_probs.dtype)).exp()
+    advantages = answers.advantages.to(log_probs.dtype)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -(answers.loss_weights.to(log_probs.dtype) * surrogate).sum(), log_probs, entropy
+
+
+def oracle(model_path: Path, answers: Answers, dtype=torch.float64) -> Oracle:
+    """Hugging Face's numbers for these answers."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="eager")
+    loss, log_probs, entropy = policy_loss(model, answers)
+    loss.backward()
+    gradients = {name: p.grad.double() for name, p in model.named_parameters()}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    return Oracle(log_probs.detach().double(), entropy.detach().double(), float(loss), gradients, float(norm))
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """max |d| / max |reference|."""
+    return float((value.double() - reference.double()).abs().max() / reference.double().abs().max())

@@ -52,7 +52,7 @@ class Answers:
                        self.loss_weights[index])
 
 
-def make_answers(count: int = 8, seed: int = 1) -> Answers:
+def make_answers(count: int = 16, seed: int = 1) -> Answers:
     """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -8,11 +8,20 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.actor.parallel import Parallel, initialize
 from rest_megatron.checkpoint.hf import gather_tensors
-from rest_megatron.config.schema import AlgorithmConfig, Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from rest_megatron.config.schema import (
+    AlgorithmConfig,
+    Config,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from rest_megatron.launch import Launch
+from rest_megatron.rollout.sampler import Sampler
 from tests.tiny import Answers
 
 
@@ -120,3 +129,18 @@ def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]
 
 def with_megatron(layout: Layout, **fields) -> Layout:
     return replace(layout, megatron=fields)
+
+
+def sampled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig,
+            stop: list[int]) -> dict:
+    """Answers drawn by the sampler, and the actor's own log-probs of them."""
+    config = replace(make_config(model, layout), rollout=rollout)
+    actor, parallel = start(launch, config)
+    engine = Sampler(actor.policy, parallel, rollout, stop)
+    engine.publish(7)
+    groups = engine.generate(prompts, group_size=rollout.group_size, seed=5)
+    samples = [sample for group in groups for sample in group]
+    stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
+    again = engine.generate(prompts, group_size=rollout.group_size, seed=5)
+    return {"samples": samples, "log_probs": stats.log_probs, "repeats": again == groups,
+            "sequence_parallel": actor.policy.megatron.sequence_parallel}

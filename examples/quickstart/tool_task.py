@@ -1,0 +1,112 @@
+"""A small tool-use task: read two tools from the prompt, answer a request by calling the right ones.
+
+Each prompt shows two of ten tools. Their one to three parameters go by one of several names, so names must be read
+from the prompt; the values must be copied from the request. One request in ten wants no call, one in five wants two.
+Everything is drawn from the random.Random passed in; a word of this file is one token of the tokenizer in `model/`.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+
+SLOTS = {  # slot: (the word before its value in a request, parameter names, values)
+    "place": ("in", ("city", "town", "place"), "Bonn Cairo Delhi Kyoto Lima Lyon Nice Oslo Paris Perth Quito Riga Rome Turin".split()),
+    "day": ("on", ("day", "date", "when"), "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
+    "person": ("with", ("person", "name", "who"), "Ana Ben Cleo Dan Eva Finn Gus Hana Ivan Judy Kim Leo Mia Noah".split()),
+    "topic": ("about", ("topic", "subject", "theme"), "art cats chess dance food golf jazz maps opera rugby skiing tea trains wine".split()),
+    "count": ("for", ("count", "number", "size"), list(range(2, 30))),
+    "language": ("speaking", ("language", "tongue", "speech"), "Arabic Dutch French Greek Hindi Irish Thai".split()),
+}
+TOOLS = {  # tool: (how a request asks for it, its slots)
+    "get_weather": ("weather", ("place", "day")),
+    "book_hotel": ("hotel", ("place", "day", "count")),
+    "book_table": ("table", ("place", "day", "count")),
+    "send_message": ("message", ("person", "topic", "language")),
+    "plan_meeting": ("meeting", ("person", "day", "topic")),
+    "find_event": ("event", ("place", "day", "topic")),
+    "find_book": ("book", ("topic", "language")),
+    "set_alarm": ("alarm", ("day", "count")),
+    "hire_guide": ("guide", ("place", "language", "count")),
+    "call_taxi": ("taxi", ("place", "person", "count")),
+}
+SMALL_TALK = ("hello", "thanks", "good morning", "how are you", "nice work", "see you")
+FILLERS = "so well now okay right then sure fine let me see first".split()
+SLOT_OF = {name: slot for slot, (_, names, _) in SLOTS.items() for name in names}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call."""
+
+    name: str
+    parameters: dict[str, str | int]
+
+    def to_json(self) -> str:
+        """The line of the call inside <tool_call>."""
+        return json.dumps({"name": self.name, "parameters": self.parameters})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the assistant should say: a thought, then calls or a response."""
+
+    thought: str
+    calls: tuple[Call, ...] = ()
+    response: str = ""
+
+    def action(self) -> str:
+        """The text after the thought."""
+        lines = ["<tool_call>", *(call.to_json() for call in self.calls), "</tool_call>"] if self.calls else []
+        return "\n".join(lines + ([f"<response> {self.response} </response>"] if self.response else []))
+
+    def text(self) -> str:
+        """The whole answer in the rlla format."""
+        return f"<think> {self.thought} </think>\n{self.action()}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt with its right answer; `tools` are the two shown: (name, parameter names)."""
+
+    tools: tuple[tuple[str, tuple[str, ...]], ...]
+    request: str
+    answer: Answer
+
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as chat messages."""
+        listed = "\n".join(f"{name}: {', '.join(parameters)}" for name, parameters in self.tools)
+        return [{"role": "system", "content": f"Tools\n{listed}"}, {"role": "user", "content": self.request}]
+
+
+def draw_task(rng: random.Random) -> Task:
+    """Draw one task: 70% one call, 20% two calls, 5% small talk, 5% a request that no shown tool serves."""
+    kind = rng.choices(("one", "two", "talk", "unserved"), (70, 20, 5, 5))[0]
+    names = rng.sample(sorted(TOOLS), 3)
+    shown = tuple((name, _draw_parameters(rng, name, 1 if kind == "two" else 3)) for name in names[:2])
+    if kind == "talk":
+        return Task(shown, rng.choice(SMALL_TALK), Answer("just talk", response="happy to help"))
+    if kind == "unserved":
+        request, _ = _draw_request(rng, names[2], _draw_parameters(rng, names[2], 3))
+        return Task(shown, request, Answer("no tool", response="no tool can do that"))
+    wanted = rng.sample(shown, 2 if kind == "two" else 1)
+    requests, calls = zip(*(_draw_request(rng, *tool) for tool in wanted), strict=True)
+    thought = "use " + " and ".join(call.name for call in calls)
+    return Task(shown, " and ".join(requests), Answer(thought, calls))
+
+
+def think_aloud(rng: random.Random, thought: str) -> str:
+    """Return the thought after one to three filler words."""
+    return " ".join([*rng.choices(FILLERS, k=rng.randint(1, 3)), thought])
+
+
+def _draw_parameters(rng: random.Random, tool: str, most: int) -> tuple[str, ...]:
+    slots = TOOLS[tool][1]
+    chosen = rng.sample(slots, rng.randint(1, min(most, len(slots))))
+    return tuple(rng.choice(SLOTS[slot][1]) for slot in chosen)
+
+
+def _draw_request(rng: random.Random, tool: str, parameters: tuple[str, ...]) -> tuple[str, Call]:
+    """A request for the tool, its values in any order, and the call that serves it."""
+    values = {name: rng.choice(SLOTS[SLOT_OF[name]][2]) for name in parameters}
+    phrases = [f"{SLOTS[SLOT_OF[name]][0]} {values[name]}" for name in rng.sample(parameters, len(parameters))]
+    return " ".join([TOOLS[tool][0], *phrases]), Call(tool, values)

@@ -1,0 +1,143 @@
+"""The specification: what every kernel of this package computes, in plain torch on the FULL vocabulary.
+
+Written for clarity, not for speed or memory. Every function is differentiable by autograd and works in the dtype
+it is given, so float64 input gives a float64 oracle. Symbols: x logits row, tau temperature, y label,
+p = softmax(x / tau). Columns may be -inf (masked); their probability is 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_BOUND = 20.0
+
+
+def token_log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p for every column: [..., V] -> [..., V]."""
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def log_probs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p_y: logits [..., V], labels int64 [...] -> [...]."""
+    return token_log_probs(logits, temperature).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """H = -sum_v p_v log p_v in nats: [..., V] -> [...]. A column with p = 0 adds 0."""
+    log_p = token_log_probs(logits, temperature)
+    probs = log_p.exp()
+    return -(probs * log_p.masked_fill(probs == 0, 0.0)).sum(-1)
+
+
+def collision(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """sum_v p_v^2, the chance that two draws agree: [..., V] -> [...]. 1 - collision = E||score||^2 (Lemma 2)."""
+    return token_log_probs(logits, temperature).mul(2).exp().sum(-1)
+
+
+def shard_stats(logits: Tensor, local_labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax statistics of one vocabulary shard: logits [T, V_local] -> [T, 5], columns (m, s, u, q, t).
+
+    With z = (x - m) / tau: m = max x, s = sum over v != y of e^z, u = sum z e^z, q = sum e^2z, t = x_y.
+    `local_labels` [T] count from the shard's first column; a label outside [0, V_local) belongs to another shard and
+    gives t = -inf. A row of the shard that is empty or all -inf has m = t = -inf and s = u = q = 0.
+    """
+    num_rows, num_columns = logits.shape
+    if num_columns == 0:
+        return logits.new_tensor([-math.inf, 0, 0, 0, -math.inf]).repeat(num_rows, 1)
+    row_max = logits.amax(-1)
+    exponent = (logits - row_max.masked_fill(row_max == -math.inf, 0.0).unsqueeze(-1)) / temperature
+    exp = exponent.exp()
+    owned = (local_labels >= 0) & (local_labels < num_columns)
+    target = logits.gather(-1, local_labels.clamp(0, num_columns - 1).unsqueeze(-1)).squeeze(-1)
+    columns = (
+        row_max,
+        exp.masked_fill(torch.arange(num_columns, device=logits.device) == local_labels.unsqueeze(-1), 0.0).sum(-1),
+        (exponent.masked_fill(exp == 0, 0.0) * exp).sum(-1),
+        exp.square().sum(-1),
+        target.masked_fill(~owned, -math.inf),
+    )
+    return torch.stack(columns, dim=-1)
+
+
+def merge_shard_stats(stats: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p_y, entropy, collision), each [T], from the statistics [shards, T, 5] of all shards.
+
+    Stated with the chain rule of entropy: shard r holds the share w_r = Z_r / Z of the probability, so
+    H = sum_r w_r (H_r - log w_r) and collision = sum_r w_r^2 collision_r.
+    """
+    row_max, s, u, q, target = stats.unbind(-1)
+    empty = row_max == -math.inf
+    label_exp = ((target - row_max) / temperature).exp().masked_fill(target == -math.inf, 0.0)
+    s = (s + label_exp).masked_fill(empty, 1.0)
+    log_z_shard = (row_max / temperature + s.log()).masked_fill(empty, -math.inf)
+    log_z = log_z_shard.logsumexp(0)
+    log_share = log_z_shard - log_z
+    share = log_share.exp()
+    shard_entropy = s.log() - u / s
+    entropy = (share * (shard_entropy - log_share)).masked_fill(empty, 0.0).sum(0)
+    collision = (share.square() * q / s.square()).masked_fill(empty, 0.0).sum(0)
+    return target.amax(0) / temperature - log_z, entropy, collision
+
+
+def ppo_token_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_ratio_low: float = 0.2,
+    clip_ratio_high: float = 0.2,
+    clip_ratio_dual: float | None = None,
+) -> Tensor:
+    """Clipped surrogate of PPO per token (arXiv 1707.06347 Eq. 7), optionally dual-clipped (arXiv 1912.09729 Eq. 5).
+
+    r = exp(log_probs - old_log_probs), the exponent held within +-20;
+    l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 and a dual clip c > 1 is given, l = min(l, -A c).
+    """
+    ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if clip_ratio_dual is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip_ratio_dual), loss)
+
+
+def kl_to_reference(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """Estimate k3 of KL(policy || reference) per token: e^d - 1 - d, d = ref - log_probs held within +-20."""
+    delta = (ref_log_probs - log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return delta.exp() - 1 - delta
+
+
+def ppo_loss(
+    logits: Tensor,
+    labels: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    loss_weights: Tensor,
+    *,
+    clip_ratio_low: float = 0.2,
+    clip_ratio_high: float = 0.2,
+    clip_ratio_dual: float | None = None,
+    ref_log_probs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    entropy_coef: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """sum_t loss_weights_t (l_t + kl_coef KL_t - entropy_coef H_t), a scalar.
+
+    logits [..., V]; every other tensor [...]. The weights hold mask, token weight and normaliser.
+    """
+    policy = log_probs(logits, labels, temperature)
+    loss = ppo_token_loss(
+        policy,
+        old_log_probs,
+        advantages,
+        clip_ratio_low=clip_ratio_low,
+        clip_ratio_high=clip_ratio_high,
+        clip_ratio_dual=clip_ratio_dual,
+    )
+    if kl_coef != 0:
+        loss = loss + kl_coef * kl_to_reference(policy, ref_log_probs)
+    if entropy_coef != 0:
+        loss = loss - entropy_coef * entropy(logits, temperature)
+    return (loss_weights * loss).sum()

@@ -1,0 +1,71 @@
+"""From scored answers to the flat per-token vectors one data-parallel rank trains on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.method.regions import label_regions
+from rest_megatron.rollout.engine import Sample
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """A run of this rank's trajectories that share one optimizer step."""
+
+    sequences: slice
+    tokens: slice
+    num_sequences_global: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a step's answers. Vectors hold one value per response token, in trajectory order."""
+
+    trajectories: list[Trajectory]
+    advantages: Tensor
+    """[T] float32: the answer's advantage, at each of its tokens."""
+    regions: Tensor
+    """[T] int64, `Region`."""
+    sequence_index: Tensor
+    """[T] int64: which trajectory each token belongs to."""
+    rollout_log_probs: Tensor
+    """[T] float32, as the engine drew them."""
+    mini_batches: list[MiniBatch]
+
+
+def make_batch(samples: Sequence[Sample], advantages: Tensor, token_table: Sequence[bytes], *, mini_batch_size: int,
+               dp_rank: int, dp_size: int, device: torch.device) -> Batch:
+    """Cut the step's answers into mini-batches of `mini_batch_size`, deal each over the data-parallel ranks, keep ours.
+
+    samples: all answers of the step, prompt after prompt; advantages: [len(samples)] float32, in the same order.
+    """
+    mine: list[int] = []
+    mini_batches = []
+    num_tokens = 0
+    for first in range(0, len(samples), mini_batch_size):
+        part = samples[first : first + mini_batch_size]
+        hand = deal([len(s.prompt_ids) + len(s.token_ids) for s in part], dp_size)[dp_rank]
+        added = sum(len(part[i].token_ids) for i in hand)
+        mini_batches.append(MiniBatch(slice(len(mine), len(mine) + len(hand)), slice(num_tokens, num_tokens + added),
+                                      len(part)))
+        mine += [first + i for i in hand]
+        num_tokens += added
+    ours = [samples[i] for i in mine]
+    lengths = torch.tensor([len(s.token_ids) for s in ours], dtype=torch.int64)
+    regions = [label for s in ours for label in _regions(s, token_table)]
+    return Batch(
+        trajectories=[Trajectory(s.prompt_ids, s.token_ids) for s in ours],
+        advantages=advantages[mine].repeat_interleave(lengths).to(device),
+        regions=torch.tensor(regions, dtype=torch.int64, device=device),
+        sequence_index=torch.arange(len(ours)).repeat_interleave(lengths).to(device),
+        rollout_log_probs=torch.tensor([x for s in ours for x in s.log_probs], dtype=torch.float32, device=device),
+        mini_batches=mini_batches,
+    )
+
+
+def _regions(sample: Sample, token_table: Sequence[bytes]) -> list[int]:
+    pieces = [token_table[token] for token in sample.token_ids]
+    return label_regions(pieces, stop_token=sample.finish_reason == "stop")

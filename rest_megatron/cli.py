@@ -1,0 +1,121 @@
+"""The command line: train, sft, check, print-config.
+
+Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from rest_megatron.config import describe, dump, load
+from rest_megatron.config.check import check_data_files, check_run, check_settings
+from rest_megatron.config.schema import Config
+from rest_megatron.errors import ConfigError, RestError
+from rest_megatron.failure import report_running, report_shared
+from rest_megatron.launch import Launch, detect
+
+USAGE = """\
+usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
+
+  train          reinforcement learning with ResT token weights (the default command)
+  sft            supervised warm start on demonstrations
+  check          versions, configuration, model, tokenizer and data, without a GPU or a process group
+  print-config   the resolved configuration as YAML, secrets hidden
+
+  -c, --config FILE    a YAML file; later files win over earlier ones, section.key=value over all
+  --world-size N       with check: the number of ranks to check the layout for (default 1)
+  -h, --help [SECTION] every configuration key, or those of one section
+
+Start one process per device: torchrun -m, deepspeed --module, srun python -m, mpirun python -m, or python -m alone.
+"""
+COMMANDS = ("train", "sft", "check", "print-config")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Usage errors are reported like every other error, once per job."""
+        raise ConfigError(f"{message}\n{USAGE}")
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Run one command and return its exit code. Errors that are not RestError escape with their traceback."""
+    launch: Launch | None = None
+    try:
+        launch = detect(environ)
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        if arguments.help is not None:
+            _write(f"{USAGE}\n{describe(arguments.help)}", launch)
+            return 0
+        config = load(arguments.config, arguments.overrides)
+        check_settings(config)
+        if arguments.command == "print-config":
+            _write(dump(config), launch)
+            return 0
+        if arguments.command == "check":
+            from rest_megatron import preflight
+
+            preflight.main(config, arguments.world_size, sys.stdout)
+            return 0
+        check_run(config, launch.world_size)
+        check_data_files(config, arguments.command)
+    except RestError as error:
+        report_shared(error, launch, sys.stderr)
+        return error.exit_code
+    return _run(arguments.command, config, launch)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments: command, config, overrides, world_size, help (None when not asked). Raises ConfigError."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("-h", "--help", nargs="?", const="")
+    parser.add_argument("--world-size", type=int)
+    # DeepSpeed's launcher passes it to every process; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int)
+    arguments, unknown = parser.parse_known_intermixed_args(list(argv))
+    if unknown:
+        # The name alone: what follows it may be a key.
+        parser.error(f"unknown option {unknown[0].partition('=')[0]}")
+    words = arguments.words
+    # Without a command, the first word is an override or missing.
+    named = bool(words) and "=" not in words[0]
+    arguments.command = words[0] if named else "train"
+    arguments.overrides = words[1:] if named else words
+    if arguments.help is not None:
+        return arguments
+    if arguments.command not in COMMANDS:
+        parser.error(f"{arguments.command!r} is no command; commands: {', '.join(COMMANDS)}")
+    if not named and not arguments.config:
+        parser.error(f"a command is missing: one of {', '.join(COMMANDS)}")
+    if arguments.world_size is None:
+        arguments.world_size = 1
+    elif arguments.command != "check":
+        parser.error("--world-size is for check; a running job learns it from its launcher")
+    elif arguments.world_size < 1:
+        parser.error(f"--world-size {arguments.world_size} must be at least 1")
+    return arguments
+
+
+def _run(command: str, config: Config, launch: Launch) -> int:
+    try:
+        # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
+        if command == "train":
+            from rest_megatron import train
+
+            train.main(config)
+        else:
+            from rest_megatron import sft
+
+            sft.main(config)
+    except RestError as error:
+        report_running(error, launch, sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _write(text: str, launch: Launch) -> None:
+    if launch.rank == 0:
+        sys.stdout.write(text)

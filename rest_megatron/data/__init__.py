@@ -1,0 +1,1 @@
+"""Prompts and demonstrations from files, and the order in which training visits them."""

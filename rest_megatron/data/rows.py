@@ -1,0 +1,133 @@
+"""Rows of a .parquet, .jsonl or .json file, parsed one by one; bad rows are reported together."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rest_megatron.errors import DataError
+
+Parsed = TypeVar("Parsed")
+FAULTS_SHOWN = 5
+
+
+class BadRow(ValueError):
+    """One row breaks a rule. The message names the field, its value and the rule; `parse_rows` adds file and row."""
+
+
+def parse_rows(
+    path: str | Path, columns: tuple[str, ...], parse: Callable[[int, dict], Parsed | None]
+) -> list[Parsed | None]:
+    """Return `parse(row number, row)` of every row, in file order; row numbers count from 0.
+
+    columns: the fields `parse` needs; parquet files are read no further.
+    Raises DataError when the file cannot be read or holds no row, and, naming the first few of them, when `parse`
+    raised BadRow or a line is not JSON.
+    """
+    path = Path(path)
+    rows = _read(path, columns)
+    if not rows:
+        raise DataError(f"{path} holds no rows; at least one is needed")
+    parsed, faults = [], []
+    for index, (where, row) in enumerate(rows):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            if not isinstance(row, dict):
+                raise BadRow(f"is {describe(row)}, must be an object with the fields {', '.join(columns)}")
+            parsed.append(parse(index, row))
+        except BadRow as fault:
+            faults.append(f"{where}: {fault}")
+    if faults:
+        raise DataError(_report(path, faults, len(rows)))
+    return parsed
+
+
+def field(row: dict, name: str, kind: type) -> object:
+    """Return `row[name]`; BadRow when it is missing (or null) or not a `kind`."""
+    value = row.get(name)
+    if value is None:
+        raise BadRow(f"field {name!r} is missing")
+    if not isinstance(value, kind):
+        raise BadRow(f"field {name!r} is {describe(value)}, must be a {kind.__name__}")
+    return value
+
+
+def text(row: dict, name: str) -> str:
+    """Return the string `row[name]`; BadRow when it is missing, not a string, blank or not valid Unicode."""
+    value = field(row, name, str)
+    if not value.strip():
+        raise BadRow(f"field {name!r} is {describe(value)}, must not be blank")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise BadRow(f"field {name!r} has the lone surrogate U+{code:04X} at character {error.start}") from None
+    return value
+
+
+def describe(value: object) -> str:
+    """A value for an error message: its type, and its start when it is short to say."""
+    shown = repr(value)
+    return f"{type(value).__name__} {shown[:60]}{'...' if len(shown) > 60 else ''}"
+
+
+def _report(path: Path, faults: list[str], total: int) -> str:
+    lines = [f"{path}: {len(faults)} of {total} rows cannot be used (rows count from 0, lines from 1)"]
+    lines += [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
+    if len(faults) > FAULTS_SHOWN:
+        lines.append(f"  and {len(faults) - FAULTS_SHOWN} more")
+    return "\n".join(lines)
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+    """Each row with the words that say where it is. A line that is no JSON comes as the BadRow that says so."""
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path} ends in {path.suffix!r}; rows are read from {', '.join(readers)}")
+    if not path.is_file():
+        raise DataError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        return reader(path, columns)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _numbered(rows: Iterable[object]) -> list[tuple[str, object]]:
+    return [(f"row {index}", row) for index, row in enumerate(rows)]
+
+
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            return _numbered(file.read(columns=list(columns)).to_pylist())
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _read_json(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__}, must be a list of rows")
+    return _numbered(rows)
+
+
+def _read_jsonl(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+    """One row per line; blank lines are skipped. Lines end at LF only: U+2028 and the like are text."""
+    lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    written = [(number, line) for number, line in lines if line.strip()]
+    return [(f"row {index} (line {number})", _parse_line(line)) for index, (number, line) in enumerate(written)]
+
+
+def _parse_line(line: bytes) -> object:
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"is not valid JSON: {error}")

@@ -1,0 +1,23 @@
+"""Held-out prompts: one sampled answer each, scored on a fixed scale."""
+
+from collections.abc import Sequence
+
+from rest_megatron.data.prompts import Prompt
+from rest_megatron.reward.score import parse_ground_truth
+from rest_megatron.scoring import reward_metrics, score_groups
+from rest_megatron.session import Session
+
+# The reward ramp of the last step, so that evaluations of different steps compare.
+FINAL_PROGRESS = 1.0
+
+
+def evaluate(session: Session, prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
+    """Reward metrics of one answer per prompt at the training temperature; the same seed gives paired draws."""
+    groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
+    truths = [parse_ground_truth(p.ground_truth) for p in prompts]
+    scores = score_groups(groups, truths, session.token_table, progress=FINAL_PROGRESS, parallel=session.parallel)
+    samples = [sample for group in groups for sample in group]
+    metrics = reward_metrics([score for group in scores for score in group])
+    metrics["rollout/length"] = sum(len(s.token_ids) for s in samples) / len(samples)
+    metrics["rollout/stopped"] = sum(s.finish_reason == "stop" for s in samples) / len(samples)
+    return metrics

@@ -1,0 +1,86 @@
+"""Which of the four regions each sampled token belongs to (arXiv 2509.21826, section on region weights).
+
+| region     | bytes                                                                                                |
+|------------|------------------------------------------------------------------------------------------------------|
+| FORMAT     | the tags; in a tool_call everything that is not listed below: braces, quotes, colons, commas, the     |
+|            | keys "name", "parameters" and "arguments", white space; white space between sections; the stop token |
+| TOOL_NAME  | the value of a call's top-level "name", without its quotes                                           |
+| PARAMETERS | the whole value of a call's top-level "parameters" or "arguments"                                    |
+| COT        | the text inside think and response, and all that fits nowhere: text outside the tags, broken JSON,   |
+|            | members of a call with another key                                                                   |
+
+The regions partition the tokens. Bytes are labelled first, then each token takes the label of its first non-space
+byte, so a token that straddles a border has one region and a tag in several tokens is FORMAT throughout.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+
+from rest_megatron import grammar
+
+
+class Region(IntEnum):
+    """Labels, and the order of every vector of four region values."""
+
+    FORMAT = 0
+    TOOL_NAME = 1
+    PARAMETERS = 2
+    COT = 3
+
+
+_IS_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\r\n\v\f", np.uint8))
+
+
+def label_regions(token_pieces: Sequence[bytes], *, stop_token: bool) -> list[int]:
+    """One Region per sampled token.
+
+    token_pieces: the bytes of each token, in order; a character may be split between tokens.
+    stop_token: the last token is the end-of-turn token: FORMAT, and no part of the text.
+    A token of white space only takes the region of its first byte, an empty one that of the byte after it.
+    """
+    pieces = token_pieces[:-1] if stop_token else token_pieces
+    text = b"".join(pieces)
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    ends = np.cumsum(lengths)
+    positions = _first_non_space(np.frombuffer(text, np.uint8), ends - lengths, ends)
+    labels = label_bytes(text)[positions].tolist()
+    return [*labels, int(Region.FORMAT)] if stop_token and token_pieces else labels
+
+
+def label_bytes(text: bytes) -> np.ndarray:
+    """uint8 [len(text) + 1]: the Region of each byte; the extra last one stands for the end of the text."""
+    labels = np.full(len(text) + 1, Region.COT, np.uint8)
+    sections = grammar.split(text)
+    if sections:
+        for start, end in grammar.gaps(text, sections):
+            if not text[start:end].strip():
+                labels[start:end] = Region.FORMAT
+    for section in sections:
+        labels[section.start : section.body_start] = Region.FORMAT
+        labels[section.body_end : section.end] = Region.FORMAT
+        if section.tag is grammar.TOOL_CALL:
+            _label_calls(labels[section.body_start : section.body_end], section)
+    labels[-1] = labels[-2:][0]
+    return labels
+
+
+def _label_calls(labels: np.ndarray, section: grammar.Section) -> None:
+    """Labels the body of a tool_call in place."""
+    labels[:] = Region.FORMAT
+    shift = section.body_start
+    spans = [(span, Region.COT) for span in section.junk]
+    for call in section.calls:
+        spans += [(span, Region.TOOL_NAME) for span in call.names]
+        spans += [(span, Region.PARAMETERS) for span in call.parameters]
+        spans += [(span, Region.COT) for span in call.others]
+    for (start, end), region in spans:
+        labels[start - shift : end - shift] = region
+
+
+def _first_non_space(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """For each token `text[start:end]` the position of its first non-space byte, or `start` if it has none."""
+    visible = np.append(np.flatnonzero(~_IS_SPACE[text]), len(text))
+    first = visible[np.searchsorted(visible, starts)]
+    return np.where(first < ends, first, starts)

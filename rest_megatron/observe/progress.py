@@ -1,0 +1,121 @@
+"""One line per training step on the terminal."""
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+from rest_megatron.config.schema import Config
+
+# Label, metric, format; a metric that a step does not have is left out.
+COLUMNS = (
+    ("reward", "reward/mean", "{:.3f}"),
+    ("format", "reward/format", "{:.2f}"),
+    ("exact", "reward/exact", "{:.2f}"),
+    ("loss", "actor/loss", "{:.4f}"),
+    ("H format", "entropy/format", "{:.3f}"),
+    ("name", "entropy/tool_name", "{:.3f}"),
+    ("params", "entropy/parameters", "{:.3f}"),
+    ("cot", "entropy/cot", "{:.3f}"),
+    ("len", "rollout/length", "{:.0f}"),
+    ("tok/s", "rollout/tokens_per_second", "{:.0f}"),
+    ("gnorm", "actor/grad_norm", "{:.3g}"),
+)
+# Control, format (bidirectional, zero-width), surrogate, private and unassigned characters.
+_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
+
+
+def clean(text: str) -> str:
+    """`text` without characters that could steer a terminal; line breaks stay."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSAFE)
+
+
+def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: float | None) -> str:
+    """The line of one step; remaining: estimated seconds to the end, None when unknown."""
+    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    parts += [f"{label} {text.format(metrics[name])}" for label, name, text in COLUMNS if name in metrics]
+    if "time/step" in metrics:
+        parts.append(f"{metrics['time/step']:.1f} s")
+    if remaining is not None:
+        parts.append(f"ETA {duration(remaining)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 7s, 3m12s or 5h04m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class ProgressLine:
+    """Progress on `stream`: on a terminal the line of the last step stays in place, elsewhere each gets its own.
+
+    `steps` off: only `write` shows.
+    """
+
+    def __init__(self, stream: TextIO, steps: bool = True):
+        self._stream = stream
+        self._steps = steps
+        self._rewrites = stream.isatty()
+        self._open = False
+        self._seconds = 0.0
+        self._count = 0
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of one step; the time left follows from the mean of time/step."""
+        if "time/step" in metrics:
+            self._seconds += metrics["time/step"]
+            self._count += 1
+        if not self._steps:
+            return
+        remaining = self._seconds / self._count * (total - step) if self._count else None
+        line = clean(format_line(step, total, metrics, remaining))
+        if self._rewrites:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write(f"\r\x1b[2K{line[:width]}")
+        else:
+            self._stream.write(f"{line}\n")
+        self._open = self._rewrites
+        self._stream.flush()
+
+    def write(self, text: str) -> None:
+        """Show text on lines of its own."""
+        self.close()
+        self._stream.write(f"{clean(text)}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End a line that was kept open."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
+
+
+class NoProgress:
+    """The progress of every rank but the first: none."""
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def write(self, text: str) -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def open_progress(rank: int, config: Config) -> Iterator[ProgressLine | NoProgress]:
+    """The progress of this rank; log.quiet leaves only what `write` is given."""
+    if rank != 0:
+        yield NoProgress()
+        return
+    line = ProgressLine(sys.stdout, steps=not config.log.quiet)
+    try:
+        yield line
+    finally:
+        line.close()

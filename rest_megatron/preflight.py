@@ -1,0 +1,118 @@
+"""The `check` command: what a job needs, looked at before one is queued. One process, no GPU, no process group."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TextIO
+
+from rest_megatron.config.check import check_data_files, check_run, read_model_config
+from rest_megatron.config.refuse import refuse
+from rest_megatron.config.schema import Config
+from rest_megatron.errors import CheckpointError
+
+PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
+OPTIONAL = {"transformer_engine": "Transformer Engine", "apex": "Apex"}
+
+
+def main(config: Config, world_size: int, stream: TextIO) -> None:
+    """Write one line per finding to `stream`, "ok" at the end.
+
+    Raises ConfigError, DataError or CheckpointError for the first thing that would stop a job of `world_size` ranks.
+    """
+    for findings in (machine(), layout(config, world_size), model(config), data(config), run_directory(config)):
+        for name, finding in findings:
+            stream.write(f"{name:<20} {finding}\n")
+    stream.write("ok\n")
+
+
+def machine() -> Iterator[tuple[str, str]]:
+    """Versions, accelerator and compiler of this machine."""
+    yield "python", f"{platform.python_version()} on {platform.machine()}"
+    for package in PACKAGES:
+        yield package, _version(package) or "not installed"
+    for package, name in OPTIONAL.items():
+        found = _version(package)
+        yield name, f"{found}: used on CUDA" if found else "not installed: not needed"
+    import torch
+
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        yield "CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} x {', '.join(sorted(names))}"
+    else:
+        yield "CUDA", f"no device (torch built {'for ' + torch.version.cuda if torch.version.cuda else 'without CUDA'})"
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    yield "C++ compiler", compiler or "none: DeepSpeed's and torch's compiled operators cannot be built"
+
+
+def layout(config: Config, world_size: int) -> Iterator[tuple[str, str]]:
+    """The configuration holds for `world_size` ranks."""
+    check_run(config, world_size)
+    parallel = config.parallel
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    yield "configuration", f"valid for {world_size} ranks: TP {tp} x PP {pp} x DP {world_size // (tp * pp)}"
+
+
+def model(config: Config) -> Iterator[tuple[str, str]]:
+    """The model's tokenizer is readable and fits its vocabulary."""
+    hf = read_model_config(config)
+    yield "model", f"{hf['model_type']}, {hf['num_hidden_layers']} layers, in {config.model.path}"
+    largest = max(_tokenizer(config).get_vocab().values())
+    if largest >= hf["vocab_size"]:
+        rule = f"holds a tokenizer with token id {largest}, but config.json has vocab_size={hf['vocab_size']}"
+        refuse(config, "model.path", rule, "Tokenizer and weights are of different models: download both again")
+    yield "tokenizer", f"token ids 0..{largest} of a vocabulary of {hf['vocab_size']}"
+
+
+def data(config: Config) -> Iterator[tuple[str, str]]:
+    """Every row of every data file that is set can be used."""
+    from rest_megatron.data.demonstrations import load_demonstrations
+    from rest_megatron.data.prompts import load_prompts
+    from rest_megatron.reward.score import parse_ground_truth
+
+    if config.data.train or not config.sft.data:
+        check_data_files(config, "train")
+    if config.sft.data:
+        check_data_files(config, "sft")
+    tokenizer = _tokenizer(config)
+    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "overlong": config.data.overlong}
+    for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if path:
+            rows = load_prompts(path, tokenizer, validate=parse_ground_truth, **limits)
+            yield key, f"{len(rows)} prompts in {path}"
+    if config.sft.data:
+        limits["max_response_tokens"] = config.rollout.max_new_tokens
+        rows = load_demonstrations(config.sft.data, tokenizer, **limits)
+        yield "sft.data", f"{len(rows)} demonstrations in {config.sft.data}"
+
+
+def run_directory(config: Config) -> Iterator[tuple[str, str]]:
+    """run.dir exists or can be made, and takes files."""
+    wanted = Path(config.run.dir).absolute()
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not existing.is_dir():
+        refuse(config, "run.dir", f"cannot be a directory: {existing} is a file", "Choose another run.dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        refuse(config, "run.dir", f"cannot be written: no permission in {existing}", "Choose another run.dir")
+    yield "run.dir", f"{wanted} is writable"
+
+
+def _tokenizer(config: Config):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    # A broken tokenizer.json raises anything up to a bare Exception.
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer in model.path={config.model.path} cannot be read: {error}   ({config.where('model.path')})"
+        ) from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

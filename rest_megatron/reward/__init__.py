@@ -1,0 +1,1 @@
+"""Rule reward for tool calls: untrusted text -> calls (`parse`) -> score (`score`). No tool is ever executed."""

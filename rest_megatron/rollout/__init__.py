@@ -1,0 +1,1 @@
+"""Answers sampled from the actor's current weights, behind one protocol."""

@@ -1,0 +1,204 @@
+"""The embedded rollout engine: answers sampled in process from the actor's own Megatron weights.
+
+No second copy of the weights and no synchronisation. Prompts are dealt to data-parallel ranks; within one, tensor
+and pipeline ranks decode together with a key/value cache. Prompts of a batch are padded on the left, so that all
+rows append to the cache at the same column; positions count from each row's first real token.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from rest_megatron.actor.attention import CoreAttention, KeyValueCache
+from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.model import Policy
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.errors import RestError
+from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
+from rest_megatron.rollout.engine import Sample
+
+# Finished rows are dropped from the batch and its caches when they are more than this share of it.
+COMPACT_ABOVE = 0.25
+
+
+class Sampler:
+    """`RolloutEngine` over the policy itself.
+
+    Args:
+        policy: this rank's model chunks.
+        parallel: this rank's place.
+        config: temperature, longest answer, batch size.
+        stop_token_ids: ids that end an answer.
+    """
+
+    def __init__(self, policy: Policy, parallel: Parallel, config: RolloutConfig, stop_token_ids: Sequence[int]):
+        self.policy = policy
+        self.parallel = parallel
+        self.config = config
+        self.stop_token_ids = torch.tensor(sorted(set(stop_token_ids)), device=parallel.device)
+        self.version = 0
+
+    def publish(self, version: int) -> None:
+        """The policy's weights are already the ones sampled from; only the stamp changes."""
+        self.version = version
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int) -> list[list[Sample]]:
+        """`group_size` answers to each prompt, the same lists on every rank.
+
+        Draws depend on seed, prompt number, answer number and token number alone: not on the layout or the batch.
+        """
+        self.policy.eval()
+        generator = torch.Generator().manual_seed(seed)
+        uniforms = torch.rand(len(prompts), group_size, self.config.max_new_tokens, generator=generator)
+        mine = deal([len(p) for p in prompts], self.parallel.dp_size)[self.parallel.dp_rank]
+        mine.sort(key=lambda i: len(prompts[i]))
+        per_batch = max(1, self.config.max_batch_size // group_size)
+        answers: dict[int, list[Sample]] = {}
+        with _without_sequence_parallel(self.policy):
+            for start in range(0, len(mine), per_batch):
+                batch = mine[start : start + per_batch]
+                drawn = self._answer([prompts[i] for i in batch], uniforms[batch])
+                answers.update(zip(batch, drawn, strict=True))
+        merged = {i: group for part in self.parallel.gather_over_data_parallel(answers) for i, group in part.items()}
+        return [merged[i] for i in range(len(prompts))]
+
+    def _answer(self, prompts: list[Sequence[int]], uniforms: Tensor) -> list[list[Sample]]:
+        """Answers to a batch of prompts; uniforms [prompts, group, max_new_tokens]."""
+        group_size = uniforms.shape[1]
+        with _key_value_caches(self.policy, max(map(len, prompts)) + self.config.max_new_tokens) as caches:
+            tokens, log_probs = self._decode(prompts, uniforms.flatten(0, 1).to(self.parallel.device), caches)
+        rows = [self._sample(prompts[i // group_size], *row) for i, row in enumerate(zip(tokens, log_probs, strict=True))]
+        return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
+
+    def _decode(self, prompts, uniforms: Tensor, caches: list[KeyValueCache]) -> tuple[list[list[int]], list[list[float]]]:
+        """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated."""
+        group_size = uniforms.shape[0] // len(prompts)
+        device = self.parallel.device
+        ids, positions, padding = _left_padded(prompts, device)
+        logits = self._forward(ids, positions, _prefill_mask(padding, ids.shape[1]))
+        spread = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        _keep(caches, spread)
+        logits = None if logits is None else logits[spread]
+        padding, positions = padding[spread], positions[spread, -1:]
+        rows = torch.arange(uniforms.shape[0], device=device)
+        tokens: list[list[int]] = [[] for _ in rows]
+        log_probs: list[list[float]] = [[] for _ in rows]
+        finished = torch.zeros_like(rows, dtype=torch.bool)
+        for step in range(self.config.max_new_tokens):
+            drawn, values = self._draw(logits, uniforms[rows, step])
+            _append(tokens, log_probs, rows, drawn, values, finished)
+            finished = finished | torch.isin(drawn, self.stop_token_ids)
+            if step + 1 == self.config.max_new_tokens or finished.all():
+                break
+            if finished.float().mean() > COMPACT_ABOVE:
+                going = (~finished).nonzero().squeeze(1)
+                rows, padding, positions, drawn = rows[going], padding[going], positions[going], drawn[going]
+                finished = finished[going]
+                _keep(caches, going)
+            positions = positions + 1
+            columns = torch.arange(ids.shape[1] + step + 1, device=device)
+            mask = (columns >= padding.unsqueeze(1))[:, None, None, :]
+            logits = self._forward(drawn.unsqueeze(1), positions, mask)
+        return tokens, log_probs
+
+    def _draw(self, logits: Tensor | None, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [b] and log-probs [b] drawn on the last stage, on every stage."""
+        choice = torch.empty(2, uniforms.shape[0], dtype=torch.float64, device=uniforms.device)
+        if logits is not None:
+            tokens, log_probs = draw_tokens(logits, uniforms, self.config.temperature, self.parallel.tp_group)
+            choice = torch.stack([tokens.double(), log_probs])
+        choice = self.parallel.broadcast_from_last_stage(choice)
+        if (choice[0] == NO_TOKEN).any():
+            raise RestError(
+                f"the policy's logits are not finite after {self.version} optimizer steps; no token can be drawn. "
+                "Lower optim.lr, or start again from weights that were still finite"
+            )
+        return choice[0].long(), choice[1]
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor | None:
+        """One forward through all stages and chunks; logits [b, vocab / TP] of the last position on the last stage."""
+        parallel, hidden = self.parallel, None
+        shape = (ids.shape[1], ids.shape[0], self.policy.megatron.hidden_size)
+        for number, chunk in enumerate(self.policy.chunks):
+            if not chunk.pre_process:
+                hidden = torch.empty(shape, dtype=self.policy.megatron.params_dtype, device=ids.device)
+                previous = parallel_state.get_pipeline_model_parallel_prev_rank()
+                if parallel.pp_size > 1:
+                    dist.recv(hidden, previous, group=parallel.pp_group)
+            hidden = chunk.decode(ids, hidden, positions, mask)
+            if not chunk.post_process:
+                dist.send(hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(),
+                          group=parallel.pp_group)
+        return hidden.squeeze(0) if self.policy.chunks[number].post_process else None
+
+    def _sample(self, prompt: Sequence[int], tokens: list[int], log_probs: list[float]) -> Sample:
+        stopped = tokens[-1] in self.stop_token_ids.tolist()
+        return Sample(tuple(prompt), tuple(tokens), tuple(log_probs), "stop" if stopped else "length", self.version)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [b, s], positions [b, s] counted from each row's first real token, and padding [b]: columns before it."""
+    width = max(map(len, prompts))
+    padding = torch.tensor([width - len(p) for p in prompts], device=device)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+    columns = torch.arange(width, device=device)
+    return ids, (columns - padding.unsqueeze(1)).clamp(min=0), padding
+
+
+def _prefill_mask(padding: Tensor, width: int) -> Tensor:
+    """[b, 1, s, s], True where a query may look. A padding row sees itself, so that no softmax is empty."""
+    columns = torch.arange(width, device=padding.device)
+    causal = columns <= columns.unsqueeze(1)
+    real = columns >= padding[:, None, None]
+    return ((causal & real) | torch.eye(width, dtype=torch.bool, device=padding.device)).unsqueeze(1)
+
+
+def _append(tokens, log_probs, rows: Tensor, drawn: Tensor, values: Tensor, finished: Tensor) -> None:
+    """Add each unfinished row's new token to its lists."""
+    entries = zip(rows.tolist(), drawn.tolist(), values.tolist(), finished.tolist(), strict=True)
+    for row, token, value, done in entries:
+        if not done:
+            tokens[row].append(token)
+            log_probs[row].append(value)
+
+
+def _keep(caches: list[KeyValueCache], rows: Tensor) -> None:
+    for cache in caches:
+        cache.keep(rows)
+
+
+@contextmanager
+def _key_value_caches(policy: Policy, capacity: int) -> Iterator[list[KeyValueCache]]:
+    """A cache in every attention layer of this rank, taken out again at the end."""
+    layers = [module for module in policy.modules() if isinstance(module, CoreAttention)]
+    for layer in layers:
+        layer.cache = KeyValueCache(capacity)
+    try:
+        yield [layer.cache for layer in layers]
+    finally:
+        for layer in layers:
+            layer.cache = None
+
+
+@contextmanager
+def _without_sequence_parallel(policy: Policy) -> Iterator[None]:
+    """Decode without cutting the sequence: one new token per row cannot be shared out over ranks."""
+    switches = ("sequence_parallel", "reduce_scatter_embeddings")
+    owners = [policy.megatron, *policy.modules()]
+    switched = [(owner, name) for owner in owners for name in switches if getattr(owner, name, False) is True]
+    for owner, name in switched:
+        setattr(owner, name, False)
+    try:
+        yield
+    finally:
+        for owner, name in switched:
+            setattr(owner, name, True)

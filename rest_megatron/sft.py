@@ -1,0 +1,35 @@
+"""Supervised warm start: the same actor, layout and optimizer on demonstrations."""
+
+import time
+
+from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.config.schema import Config
+from rest_megatron.data.cursor import PromptCursor
+from rest_megatron.data.demonstrations import load_demonstrations
+from rest_megatron.session import Session, open_session
+
+
+def main(config: Config) -> None:
+    """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
+    with open_session(config, config.sft.steps) as session:
+        demonstrations = load_demonstrations(
+            config.sft.data, session.tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
+            max_response_tokens=config.rollout.max_new_tokens, overlong=config.data.overlong,
+        )
+        trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
+        cursor = PromptCursor(len(trajectories), config.run.seed)
+        for step in range(config.sft.steps):
+            started = time.perf_counter()
+            chosen = [trajectories[i] for i in cursor.next_batch(config.sft.batch_size)]
+            metrics = supervised_step(session, chosen)
+            metrics["time/step"] = time.perf_counter() - started
+            session.metrics.log(step + 1, metrics)
+            session.progress.step(step + 1, config.sft.steps, metrics)
+        session.actor.export(session.run_dir / "hf")
+
+
+def supervised_step(session: Session, chosen: list[Trajectory]) -> dict[str, float]:
+    """One optimizer step on the global batch `chosen`, dealt over the data-parallel ranks."""
+    mine = deal([t.length for t in chosen], session.parallel.dp_size)[session.parallel.dp_rank]
+    num_tokens = sum(len(t.response_ids) for t in chosen)
+    return session.actor.supervised_step([chosen[i] for i in mine], num_tokens)

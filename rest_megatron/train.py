@@ -1,0 +1,180 @@
+"""ResT reinforcement learning: the loop.
+
+prompts -> answers -> scores -> advantages -> entropies -> token weights -> one clipped update per mini-batch.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rest_megatron.batch import Batch, make_batch
+from rest_megatron.config.schema import Config
+from rest_megatron.data.cursor import PromptCursor
+from rest_megatron.data.prompts import Prompt, load_prompts
+from rest_megatron.evaluate.heldout import evaluate
+from rest_megatron.method.advantages import group_relative, zero_variance_groups
+from rest_megatron.method.aggregation import loss_weights
+from rest_megatron.method.curriculum import anneal
+from rest_megatron.method.regions import Region
+from rest_megatron.method.weights import region_entropy_sums, region_weights, token_weights, update_region_entropy
+from rest_megatron.observe.report import final_table, write_report
+from rest_megatron.reward.score import Score, parse_ground_truth
+from rest_megatron.rollout.engine import Sample
+from rest_megatron.scoring import answer_bytes, reward_metrics, score_groups
+from rest_megatron.session import Session, open_session
+
+
+def optimizer_steps(config: Config) -> int:
+    """Optimizer steps of the whole run."""
+    answers = config.rollout.prompts_per_step * config.rollout.group_size
+    return config.train.steps * config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
+
+
+def main(config: Config) -> None:
+    """Run the `train` command on this rank."""
+    with open_session(config, optimizer_steps(config)) as session:
+        prompts = read_prompts(session, config.data.train)
+        heldout = read_prompts(session, config.data.eval) if config.data.eval else []
+        before = log_evaluation(session, 0, heldout)
+        train(session, prompts, heldout)
+        after = log_evaluation(session, config.train.steps, heldout)
+        session.actor.export(session.run_dir / "hf")
+        if session.is_main:
+            write_report(session.run_dir)
+            session.progress.write(final_table(before, after) if heldout else "trained")
+
+
+def read_prompts(session: Session, path: str) -> list[Prompt]:
+    """Prompts of a file, every row checked against the limits and the reward's parser."""
+    data = session.config.data
+    return load_prompts(path, session.tokenizer, max_prompt_tokens=data.max_prompt_tokens, overlong=data.overlong,
+                        validate=parse_ground_truth)
+
+
+def train(session: Session, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+    """All steps."""
+    config = session.config
+    cursor = PromptCursor(len(prompts), config.run.seed)
+    entropy_state = None
+    for step in range(config.train.steps):
+        started = time.perf_counter()
+        chosen = [prompts[i] for i in cursor.next_batch(config.rollout.prompts_per_step)]
+        entropy_state, metrics = train_step(session, step, chosen, entropy_state)
+        metrics["time/step"] = time.perf_counter() - started
+        session.metrics.log(step + 1, metrics)
+        session.progress.step(step + 1, config.train.steps, metrics)
+        if due(config.train.eval_interval, step + 1, config.train.steps):
+            log_evaluation(session, step + 1, heldout)
+        if due(config.train.export_interval, step + 1, config.train.steps):
+            session.actor.export(session.run_dir / f"hf-{step + 1:06d}")
+
+
+def due(interval: int, step: int, last: int) -> bool:
+    """Whether something done every `interval` steps is due after `step`; what ends the run does the last one."""
+    return interval > 0 and step % interval == 0 and step < last
+
+
+def train_step(session: Session, step: int, prompts: Sequence[Prompt],
+               entropy_state: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    """One rollout and its updates. Returns the running region entropies [4] and the step's metrics."""
+    config, actor, parallel = session.config, session.actor, session.parallel
+    progress = step / config.train.steps
+    started = time.perf_counter()
+    session.rollout.publish(actor.version)
+    groups = session.rollout.generate([p.token_ids for p in prompts], group_size=config.rollout.group_size,
+                                      seed=config.run.seed + 1_000_003 * (step + 1))
+    rollout_seconds = time.perf_counter() - started
+
+    truths = [parse_ground_truth(p.ground_truth) for p in prompts]
+    scores = score_groups(groups, truths, session.token_table, progress=progress, parallel=parallel)
+    totals = torch.tensor([[s.total for s in group] for group in scores])
+    advantages = group_relative(totals, normalize_by_std=config.algorithm.normalize_by_std).flatten()
+    samples = [sample for group in groups for sample in group]
+    batch = make_batch(samples, advantages, session.token_table,
+                       mini_batch_size=config.train.mini_batch_size or len(samples),
+                       dp_rank=parallel.dp_rank, dp_size=parallel.dp_size, device=parallel.device)
+
+    started = time.perf_counter()
+    old = actor.log_probs(batch.trajectories)
+    sums, counts = region_entropy_sums(old.entropy, batch.regions)
+    dist.all_reduce(sums, group=parallel.dp_group)
+    dist.all_reduce(counts, group=parallel.dp_group)
+    entropy_state = update_region_entropy(entropy_state, sums, counts, config.weights.entropy_momentum)
+    by_region = anneal(region_weights(entropy_state, config.weights), progress, config.weights)
+    weights = token_weights(by_region, batch.regions, batch.sequence_index, len(batch.trajectories))
+    updates = [update(session, batch, i, old.log_probs, weights)
+               for _ in range(config.train.epochs) for i in range(len(batch.mini_batches))]
+
+    metrics = {"progress": progress} | reward_metrics([s for group in scores for s in group])
+    metrics |= rollout_metrics(samples, totals, rollout_seconds)
+    metrics |= {f"entropy/{r.name.lower()}": float(sums[r] / counts[r]) for r in Region}
+    metrics |= {f"weight/{r.name.lower()}": float(by_region[r]) for r in Region}
+    metrics |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+    metrics["rollout/log_prob_difference"] = log_prob_difference(session, batch, old.log_probs)
+    metrics |= {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started}
+    if session.is_main and config.rollout.dump:
+        dump_rollouts(session, step, prompts, groups, scores, advantages)
+    return entropy_state, metrics
+
+
+def update(session: Session, batch: Batch, number: int, old_log_probs: Tensor, weights: Tensor) -> dict[str, float]:
+    """One optimizer step on mini-batch `number`; its loss is normalised over all micro-batches and ranks."""
+    part = batch.mini_batches[number]
+    total_weight = weights[part.tokens].double().sum()
+    dist.all_reduce(total_weight, group=session.parallel.dp_group)
+    sequence_index = batch.sequence_index[part.tokens] - part.sequences.start
+    normalised = loss_weights(weights[part.tokens], sequence_index, part.num_sequences_global,
+                              session.config.algorithm.loss_aggregation, float(total_weight))
+    return session.actor.update(batch.trajectories[part.sequences], old_log_probs[part.tokens],
+                                batch.advantages[part.tokens], normalised)
+
+
+def rollout_metrics(samples: Sequence[Sample], totals: Tensor, seconds: float) -> dict[str, float]:
+    """Length and end of the answers, speed of sampling, and groups that teach nothing."""
+    num_tokens = sum(len(s.token_ids) for s in samples)
+    return {
+        "rollout/length": num_tokens / len(samples),
+        "rollout/stopped": sum(s.finish_reason == "stop" for s in samples) / len(samples),
+        "rollout/tokens_per_second": num_tokens / seconds,
+        "rollout/zero_variance_groups": float(zero_variance_groups(totals).double().mean()),
+    }
+
+
+def log_prob_difference(session: Session, batch: Batch, log_probs: Tensor) -> float:
+    """Largest |actor - engine| log-prob of a sampled token, over all ranks: both claim the same weights."""
+    difference = (log_probs - batch.rollout_log_probs).abs()
+    largest = difference.max() if difference.numel() else difference.new_zeros(())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=session.parallel.dp_group)
+    return float(largest)
+
+
+def log_evaluation(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Evaluate on held-out prompts and log the result under eval/."""
+    if not prompts:
+        return {}
+    metrics = evaluate(session, prompts, seed=session.config.run.seed)
+    session.metrics.log_evaluation(step, metrics)
+    return metrics
+
+
+def dump_rollouts(session: Session, step: int, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]],
+                  scores: Sequence[Sequence[Score]], advantages: Tensor) -> None:
+    """Write every answer of the step with its score to rollouts/step-N.jsonl."""
+    directory = session.run_dir / "rollouts"
+    directory.mkdir(exist_ok=True)
+    with open(directory / f"step-{step + 1}.jsonl", "w", encoding="utf-8") as file:
+        rest = iter(advantages.tolist())
+        for prompt, group, group_scores in zip(prompts, groups, scores, strict=True):
+            for sample, score in zip(group, group_scores, strict=True):
+                row = {
+                    "prompt": prompt.index, "ids": sample.token_ids, "log_probs": sample.log_probs,
+                    "text": answer_bytes(sample, session.token_table).decode("utf-8", errors="replace"),
+                    "finish_reason": sample.finish_reason, "weight_version": sample.weight_version,
+                    "score": score.total, "format": score.format, "correctness": score.correctness,
+                    "parts": score.parts, "reason": score.reason, "advantage": next(rest),
+                }
+                file.write(json.dumps(row) + "\n")

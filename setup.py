@@ -1,0 +1,46 @@
+"""Package metadata. The kernels live apart, in kernels/rest_kernels, so that any trainer can use them."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+REQUIRED = [
+    "torch>=2.11",
+    "megatron-core>=0.16.1,<0.17",
+    "deepspeed>=0.19.8,<0.20",
+    "transformers>=5.17,<6",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "pyyaml",
+    "matplotlib",
+]
+LOGGING = ["wandb", "tensorboard"]
+EXTRAS = {
+    "log": LOGGING,
+    # A rollout server of its own; install it in a second environment.
+    "vllm": ["vllm>=0.32,<0.34"],
+    # Scoring with BFCL's checker: `pip install --no-deps bfcl-eval` beside this, its own pins clash with torch's.
+    "eval": ["mpmath"],
+    # Fused AdamW on CUDA. The package called apex on the Python Package Index is another one.
+    "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
+    "dev": ["pytest", "pytest-timeout", "ruff", *LOGGING],
+}
+
+setup(
+    name="rest_megatron",
+    version="0.1.0",
+    description="Tool-use reinforcement learning (ResT) on Megatron-core and DeepSpeed ZeRO",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + ["rest_kernels"],
+    package_dir={"rest_kernels": "kernels/rest_kernels"},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["rest_megatron=rest_megatron.cli:main"]},
+)

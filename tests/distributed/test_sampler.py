@@ -1,0 +1,74 @@
+"""The in-process sampler: the same answers on every layout, with the probabilities Hugging Face gives them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rest_megatron.config.schema import RolloutConfig
+from tests.distributed.cases import Layout, sampled
+from tests.tiny import VOCAB
+
+ROLLOUT = RolloutConfig(group_size=3, max_new_tokens=12, temperature=0.7, max_batch_size=6)
+STOP = list(range(0, VOCAB, 7))
+LAYOUTS = [Layout(), Layout(tp=2, sp=True), Layout(pp=2, dp=2), Layout(tp=2, pp=2, sp=True), Layout(tp=2, pp=2, vpp=2)]
+
+
+def make_prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in (5, 1, 9, 14, 5)]
+
+
+@pytest.fixture(scope="module")
+def expected(pool, tiny_model):
+    """The draws of one process, by tied embedding or not."""
+    return {tied: pool.run(sampled, 1, tiny_model(tied=tied), LAYOUTS[0], make_prompts(), ROLLOUT, STOP)[0]
+            for tied in (False, True)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_every_layout_draws_the_same_tokens(pool, tiny_model, expected, layout, tied):
+    results = pool.run(sampled, layout.world_size, tiny_model(tied=tied), layout, make_prompts(), ROLLOUT, STOP)
+    want = expected[tied]["samples"]
+    for result in results:
+        assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in want]
+        assert [s.finish_reason for s in result["samples"]] == [s.finish_reason for s in want]
+        assert result["sequence_parallel"] is layout.sp
+        ours = torch.tensor([x for s in result["samples"] for x in s.log_probs])
+        assert torch.allclose(ours, result["log_probs"], atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_log_probs_are_hugging_faces_at_the_sampling_temperature(expected, tiny_model, tied):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tied=tied), dtype=torch.float64)
+    samples = expected[tied]["samples"]
+    with torch.no_grad():
+        table = [model(torch.tensor([[*s.prompt_ids, *s.token_ids]])).logits[0, len(s.prompt_ids) - 1 : -1]
+                 .div(ROLLOUT.temperature).log_softmax(-1) for s in samples]
+    want = torch.cat([t[torch.arange(len(s.token_ids)), list(s.token_ids)] for t, s in zip(table, samples, strict=True)])
+    assert torch.allclose(torch.tensor([x for s in samples for x in s.log_probs]).double(), want, atol=1e-5)
+
+
+def test_an_answer_ends_at_its_first_stop_token_or_at_the_limit(expected):
+    samples = expected[False]["samples"]
+    assert {s.finish_reason for s in samples} == {"stop", "length"}
+    for sample in samples:
+        stopped = sample.finish_reason == "stop"
+        assert (sample.token_ids[-1] in STOP) is stopped
+        assert not set(sample.token_ids[:-1]) & set(STOP)
+        assert stopped or len(sample.token_ids) == ROLLOUT.max_new_tokens
+        assert sample.weight_version == 7
+
+
+def test_the_same_seed_draws_the_same_answers_and_groups_differ_within(expected):
+    assert expected[False]["repeats"]
+    samples = expected[False]["samples"]
+    groups = [samples[i : i + 3] for i in range(0, len(samples), 3)]
+    assert any(len({s.token_ids for s in group}) == 3 for group in groups)
+    assert [g[0].prompt_ids for g in groups] == [tuple(p) for p in make_prompts()]
+
+
+def test_draws_do_not_depend_on_the_batch_size(pool, tiny_model, expected):
+    small = RolloutConfig(group_size=3, max_new_tokens=12, temperature=0.7, max_batch_size=1)
+    result = pool.run(sampled, 1, tiny_model(), Layout(), make_prompts(), small, STOP)[0]
+    assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in expected[False]["samples"]]

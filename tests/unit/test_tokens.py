@@ -1,0 +1,103 @@
+"""`rest_megatron.tokens`: the bytes behind token ids."""
+
+import json
+import lzma
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rest_megatron.errors import ConfigError
+from rest_megatron.tokens import decode, token_bytes
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
+
+
+@pytest.fixture(scope="module", params=["small_bpe.json", "qwen3_tokenizer.json.xz"])
+def tokenizer(request):
+    raw = (SHARED / "tokenizer" / request.param).read_bytes()
+    text = lzma.decompress(raw) if request.param.endswith(".xz") else raw
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text.decode()))
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer):
+    return token_bytes(tokenizer)
+
+
+def byte_level(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def all_bytes_vocab() -> dict[str, int]:
+    return {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+
+
+@needs_shared
+def test_decode_gives_back_the_text_of_real_answers(tokenizer, table):
+    rows = json.loads((SHARED / "rlla_sft_sample.json").read_text())
+    for row in rows:
+        ids = tokenizer.encode(row["output"], add_special_tokens=False)
+        assert decode(ids, table) == row["output"].encode()
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "text", ["héllo 日本語 🙂", "\x00\x01\x7f\t\r\n", "a\u00a0b\u200b", "<|im_end|><think></think>"]
+)
+def test_decode_gives_back_any_text(tokenizer, table, text):
+    assert decode(tokenizer.encode(text, add_special_tokens=False), table) == text.encode()
+
+
+@needs_shared
+def test_random_ids_agree_with_the_tokenizer_where_they_are_text(tokenizer, table):
+    rng = random.Random(0)
+    for _ in range(200):
+        ids = [rng.randrange(len(tokenizer)) for _ in range(20)]
+        expected = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert decode(ids, table).decode("utf-8", "replace") == expected
+
+
+def test_every_byte_has_a_token():
+    vocab = all_bytes_vocab()
+    table = token_bytes(byte_level(vocab))
+    assert sorted(table) == [bytes([byte]) for byte in range(256)]
+    assert decode([], table) == b""
+
+
+def test_an_answer_cut_inside_a_character_keeps_its_bytes():
+    tokenizer = byte_level(all_bytes_vocab())
+    ids = tokenizer.encode("é", add_special_tokens=False)
+    assert decode(ids[:1], token_bytes(tokenizer)) == b"\xc3"
+
+
+def test_special_and_added_tokens_are_their_own_text():
+    tokenizer = byte_level(all_bytes_vocab() | {"<pad 日>": 256})
+    tokenizer.add_special_tokens({"eos_token": "<|end é|>"})
+    tokenizer.add_tokens(["<tool call>"])
+    table = token_bytes(tokenizer)
+    assert table[256:] == ["<pad 日>".encode(), "<|end é|>".encode(), b"<tool call>"]
+
+
+def test_ids_beyond_the_tokenizer_are_empty():
+    tokenizer = byte_level(all_bytes_vocab())
+    table = token_bytes(tokenizer, vocab_size=300)
+    assert len(table) == 300
+    assert table[256:] == [b""] * 44
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
+    with pytest.raises(ConfigError, match="token id 255 .* vocab_size is 200"):
+        token_bytes(byte_level(all_bytes_vocab()), vocab_size=200)
+
+
+def test_a_tokenizer_without_bytes_is_refused():
+    backend = Tokenizer(models.WordLevel(vocab={"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    with pytest.raises(ConfigError, match="byte-level"):
+        token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))

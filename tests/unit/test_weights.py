@@ -1,0 +1,153 @@
+"""`rest_megatron.method.weights`: entropies to region weights to token weights."""
+
+import math
+
+import pytest
+import torch
+
+from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.weights import region_entropy_sums, region_weights, token_weights, update_region_entropy
+
+NAN = math.nan
+WIDE = {"clamp_min": 1e-12, "clamp_max": 1e12}
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_entropy_sums_and_counts_by_hand():
+    entropy = torch.tensor([0.5, 1.0, 2.0, 0.25, 4.0])
+    sums, counts = region_entropy_sums(entropy, torch.tensor([0, 3, 3, 0, 1]))
+    assert sums.tolist() == [0.75, 4.0, 0.0, 3.0]
+    assert counts.tolist() == [2.0, 1.0, 0.0, 2.0]
+    assert sums.dtype == counts.dtype == torch.float64
+
+
+def test_entropy_sums_add_up_over_any_cut_of_the_batch():
+    entropy, regions = torch.rand(1000), torch.randint(0, 4, (1000,))
+    whole = region_entropy_sums(entropy, regions)
+    parts = [region_entropy_sums(e, r) for e, r in zip(entropy.split(170), regions.split(170), strict=True)]
+    torch.testing.assert_close(sum(sums for sums, _ in parts), whole[0], rtol=1e-12, atol=0)
+    assert torch.equal(sum(counts for _, counts in parts), whole[1])
+
+
+def test_entropy_sums_of_no_tokens_are_zero():
+    sums, counts = region_entropy_sums(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    assert sums.tolist() == counts.tolist() == [0.0] * 4
+
+
+def test_entropy_sums_refuse_vectors_of_different_length():
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
+        region_entropy_sums(torch.rand(3), torch.tensor([0, 1]))
+
+
+def test_running_entropy_starts_at_the_first_mean_and_keeps_absent_regions():
+    state = update_region_entropy(None, vector(2, 0, 6, 0), vector(4, 0, 3, 0), momentum=0.9)
+    torch.testing.assert_close(state, vector(0.5, NAN, 2.0, NAN), equal_nan=True)
+    state = update_region_entropy(state, vector(3, 5, 0, 0), vector(2, 10, 0, 0), momentum=0.9)
+    torch.testing.assert_close(state, vector(0.9 * 0.5 + 0.1 * 1.5, 0.5, 2.0, NAN), equal_nan=True)
+
+
+def test_zero_momentum_uses_this_step_alone():
+    state = update_region_entropy(vector(9, 9, 9, 9), vector(1, 2, 3, 0), vector(1, 1, 1, 0), momentum=0.0)
+    assert state.tolist() == [1.0, 2.0, 3.0, 9.0]
+
+
+def test_running_entropy_does_not_change_its_input():
+    state = vector(1, NAN, 1, 1)
+    update_region_entropy(state, vector(1, 1, 1, 1), vector(2, 2, 2, 2), momentum=0.5)
+    torch.testing.assert_close(state, vector(1, NAN, 1, 1), equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_entropies_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="not finite"):
+        update_region_entropy(None, vector(1, bad, 1, 1), vector(1, 1, 1, 1), momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "rule, raw",
+    [
+        ("score_bound", lambda h: 1 / (1 - math.exp(-h))),
+        ("inverse_entropy", lambda h: 1 / h),
+        ("constant", lambda h: 1.0),
+    ],
+)
+def test_rules_are_normalised_to_mean_one_over_the_regions_seen(rule, raw):
+    entropies = [0.05, 0.4, 1.5]
+    expected = [raw(h) for h in entropies]
+    mean = sum(expected) / 3
+    weights = region_weights(vector(*entropies, NAN), WeightsConfig(rule=rule, **WIDE))
+    torch.testing.assert_close(weights, vector(*[w / mean for w in expected], 1.0), rtol=1e-12, atol=0)
+
+
+def test_weights_are_clamped_after_they_are_normalised():
+    weights = region_weights(vector(0.01, 1.0, 1.0, 1.0), WeightsConfig(rule="inverse_entropy"))
+    # raw 100, 1, 1, 1; mean 25.75
+    assert weights.tolist() == [2.0, 0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize("rule", ["score_bound", "inverse_entropy", "constant"])
+@pytest.mark.parametrize(
+    "entropies", [(0.0, 0.0, 0.0, 0.0), (0.0, 0.5, NAN, 12.0), (-1e-9, 1e-30, 0.1, 0.1), (NAN,) * 4]
+)
+def test_weights_are_finite_and_within_the_clamp_at_the_extremes(rule, entropies):
+    weights = region_weights(vector(*entropies), WeightsConfig(rule=rule))
+    assert torch.isfinite(weights).all()
+    assert ((weights >= 0.3) & (weights <= 2.0)).all()
+    assert all(w == 1.0 for w, h in zip(weights.tolist(), entropies, strict=True) if math.isnan(h))
+
+
+def test_a_surer_region_weighs_more():
+    weights = region_weights(vector(0.2, 0.5, 1.0, 2.0), WeightsConfig(**WIDE))
+    assert (weights.diff() < 0).all()
+
+
+def test_token_weights_by_hand():
+    weights = token_weights(
+        vector(1.0, 2.0, 0.5, 1.5),
+        regions=torch.tensor([0, 1, 2, 3, 3]),
+        sequence_index=torch.tensor([0, 0, 1, 0, 1]),
+        num_sequences=2,
+    )
+    torch.testing.assert_close(weights, torch.tensor([1 / 1.5, 2 / 1.5, 0.5, 1.0, 1.5]), rtol=1e-6, atol=0)
+    assert weights.dtype == torch.float32
+
+
+def test_token_weights_have_mean_one_in_every_sequence():
+    generator = torch.Generator().manual_seed(0)
+    sequence_index = torch.randint(0, 40, (5000,), generator=generator)  # in any order, some may be empty
+    regions = torch.randint(0, 4, (5000,), generator=generator)
+    weights = token_weights(vector(0.3, 2.0, 1.1, 0.7), regions, sequence_index, 41).double()
+    for sequence in sequence_index.unique():
+        assert abs(weights[sequence_index == sequence].mean().item() - 1.0) < 1e-6
+    assert (weights > 0).all()
+
+
+def test_equal_region_weights_give_weight_one():
+    weights = token_weights(vector(1, 1, 1, 1), torch.tensor([0, 1, 2, 3]), torch.zeros(4, dtype=torch.int64), 1)
+    torch.testing.assert_close(weights, torch.ones(4), rtol=0, atol=1e-6)
+
+
+def test_token_weights_of_no_tokens():
+    empty = torch.empty(0, dtype=torch.int64)
+    assert token_weights(vector(1, 1, 1, 1), empty, empty, 0).shape == (0,)
+
+
+def test_theorem_2_no_other_weights_of_mean_one_have_a_smaller_variance_bound():
+    """sum w^2 beta with beta = 1 - exp(-H): the weights of this module against the exact optimum and against others."""
+    generator = torch.Generator().manual_seed(0)
+    entropy = vector(0.03, 0.2, 0.6, 1.4)
+    regions = torch.randint(0, 4, (200,), generator=generator)
+    beta = 1 - torch.exp(-entropy)[regions]
+    by_region = region_weights(entropy, WeightsConfig(rule="score_bound", **WIDE))
+    weights = token_weights(by_region, regions, torch.zeros(200, dtype=torch.int64), 1).double()
+
+    best = (weights**2 * beta).sum()
+    # Cauchy-Schwarz: (sum w)^2 <= sum w^2 beta * sum 1/beta, so the least value at sum w = T is T^2 / sum 1/beta.
+    torch.testing.assert_close(best, 200**2 / (1 / beta).sum(), rtol=1e-6, atol=0)
+    for scale in (1e-3, 1e-1, 1.0):
+        other = weights + scale * torch.randn(1000, 200, generator=generator, dtype=torch.float64)
+        other = other - other.mean(dim=1, keepdim=True) + 1.0
+        assert ((other**2 * beta).sum(dim=1) > best).all()

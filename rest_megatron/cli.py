@@ -15,6 +15,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError, RestError
 from rest_megatron.failure import report_running, report_shared
 from rest_megatron.launch import Launch, detect
+from rest_megatron.quiet import quiet_libraries
 
 USAGE = """\
 usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
@@ -100,6 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(command: str, config: Config, launch: Launch) -> int:
+    quiet_libraries()
     try:
         # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
         if command == "train":

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize, shutdown
 from rest_megatron.config import dump
-from rest_megatron.config.check import check_run
 from rest_megatron.config.schema import Config
+from rest_megatron.errors import CheckpointError
 from rest_megatron.launch import detect
 from rest_megatron.observe.metrics import MetricsLogger, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
@@ -49,18 +49,31 @@ def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> list
     return sorted(ids)
 
 
-@contextmanager
-def open_session(config: Config, total_optimizer_steps: int) -> Iterator[Session]:
-    """Check the run, then start processes, model and logs.
+def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model.
 
-    Bad input is refused before any process group exists. `total_optimizer_steps` shapes the learning-rate schedule.
+    Raises CheckpointError when its files cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    # A broken tokenizer.json raises anything up to a bare Exception.
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer in model.path={config.model.path} cannot be read: {error}   ({config.where('model.path')})\n"
+            "  A Hugging Face directory holds tokenizer.json and tokenizer_config.json beside config.json"
+        ) from error
+
+
+@contextmanager
+def open_session(config: Config, tokenizer: PreTrainedTokenizerBase, total_optimizer_steps: int) -> Iterator[Session]:
+    """Start processes, model and logs for a configuration that has been checked.
+
+    `total_optimizer_steps` shapes the learning-rate schedule. Read and check all input before: what fails in here
+    costs a job its start.
     """
     launch = detect(os.environ)
     model_path = Path(config.model.path)
-    check_run(config, launch.world_size)
-    hf = AutoConfig.from_pretrained(model_path)
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    table = token_bytes(tokenizer, hf.vocab_size)
+    table = token_bytes(tokenizer, AutoConfig.from_pretrained(model_path).vocab_size)
     device = choose_device(config.run.device, launch.local_rank)
     parallel = initialize(launch, config.parallel, device, config.run.seed)
     run_dir = Path(config.run.dir)

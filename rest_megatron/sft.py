@@ -6,17 +6,18 @@ from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.demonstrations import load_demonstrations
-from rest_megatron.session import Session, open_session
+from rest_megatron.session import Session, open_session, read_tokenizer
 
 
 def main(config: Config) -> None:
     """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
-    with open_session(config, config.sft.steps) as session:
-        demonstrations = load_demonstrations(
-            config.sft.data, session.tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
-            max_response_tokens=config.rollout.max_new_tokens, overlong=config.data.overlong,
-        )
-        trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
+    tokenizer = read_tokenizer(config)
+    demonstrations = load_demonstrations(
+        config.sft.data, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_new_tokens, overlong=config.data.overlong,
+    )
+    trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
+    with open_session(config, tokenizer, config.sft.steps) as session:
         cursor = PromptCursor(len(trajectories), config.run.seed)
         for step in range(config.sft.steps):
             started = time.perf_counter()

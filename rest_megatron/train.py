@@ -3,29 +3,29 @@
 prompts -> answers -> scores -> advantages -> entropies -> token weights -> one clipped update per mini-batch.
 """
 
-import json
 import time
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rest_megatron.batch import Batch, make_batch
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.prompts import Prompt, load_prompts
 from rest_megatron.evaluate.heldout import evaluate
-from rest_megatron.method.advantages import group_relative, zero_variance_groups
+from rest_megatron.method.advantages import group_relative
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.method.curriculum import anneal
 from rest_megatron.method.regions import Region
 from rest_megatron.method.weights import region_entropy_sums, region_weights, token_weights, update_region_entropy
 from rest_megatron.observe.report import final_table, write_report
-from rest_megatron.reward.score import Score, parse_ground_truth
-from rest_megatron.rollout.engine import Sample
-from rest_megatron.scoring import answer_bytes, reward_metrics, score_groups
-from rest_megatron.session import Session, open_session
+from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, rollout_metrics
+from rest_megatron.reward.score import parse_ground_truth
+from rest_megatron.scoring import reward_metrics, score_groups
+from rest_megatron.session import Session, open_session, read_tokenizer
 
 
 def optimizer_steps(config: Config) -> int:
@@ -36,9 +36,10 @@ def optimizer_steps(config: Config) -> int:
 
 def main(config: Config) -> None:
     """Run the `train` command on this rank."""
-    with open_session(config, optimizer_steps(config)) as session:
-        prompts = read_prompts(session, config.data.train)
-        heldout = read_prompts(session, config.data.eval) if config.data.eval else []
+    tokenizer = read_tokenizer(config)
+    prompts = read_prompts(config, tokenizer, config.data.train)
+    heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval else []
+    with open_session(config, tokenizer, optimizer_steps(config)) as session:
         before = log_evaluation(session, 0, heldout)
         train(session, prompts, heldout)
         after = log_evaluation(session, config.train.steps, heldout)
@@ -48,11 +49,10 @@ def main(config: Config) -> None:
             session.progress.write(final_table(before, after) if heldout else "trained")
 
 
-def read_prompts(session: Session, path: str) -> list[Prompt]:
+def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Prompt]:
     """Prompts of a file, every row checked against the limits and the reward's parser."""
-    data = session.config.data
-    return load_prompts(path, session.tokenizer, max_prompt_tokens=data.max_prompt_tokens, overlong=data.overlong,
-                        validate=parse_ground_truth)
+    return load_prompts(path, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
+                        overlong=config.data.overlong, validate=parse_ground_truth)
 
 
 def train(session: Session, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
@@ -114,10 +114,10 @@ def train_step(session: Session, step: int, prompts: Sequence[Prompt],
     metrics |= {f"entropy/{r.name.lower()}": float(sums[r] / counts[r]) for r in Region}
     metrics |= {f"weight/{r.name.lower()}": float(by_region[r]) for r in Region}
     metrics |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
-    metrics["rollout/log_prob_difference"] = log_prob_difference(session, batch, old.log_probs)
+    metrics["rollout/log_prob_difference"] = log_prob_difference(old.log_probs, batch.rollout_log_probs, parallel)
     metrics |= {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started}
     if session.is_main and config.rollout.dump:
-        dump_rollouts(session, step, prompts, groups, scores, advantages)
+        dump_rollouts(session.run_dir, step + 1, prompts, groups, scores, advantages, session.token_table)
     return entropy_state, metrics
 
 
@@ -133,25 +133,6 @@ def update(session: Session, batch: Batch, number: int, old_log_probs: Tensor, w
                                 batch.advantages[part.tokens], normalised)
 
 
-def rollout_metrics(samples: Sequence[Sample], totals: Tensor, seconds: float) -> dict[str, float]:
-    """Length and end of the answers, speed of sampling, and groups that teach nothing."""
-    num_tokens = sum(len(s.token_ids) for s in samples)
-    return {
-        "rollout/length": num_tokens / len(samples),
-        "rollout/stopped": sum(s.finish_reason == "stop" for s in samples) / len(samples),
-        "rollout/tokens_per_second": num_tokens / seconds,
-        "rollout/zero_variance_groups": float(zero_variance_groups(totals).double().mean()),
-    }
-
-
-def log_prob_difference(session: Session, batch: Batch, log_probs: Tensor) -> float:
-    """Largest |actor - engine| log-prob of a sampled token, over all ranks: both claim the same weights."""
-    difference = (log_probs - batch.rollout_log_probs).abs()
-    largest = difference.max() if difference.numel() else difference.new_zeros(())
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=session.parallel.dp_group)
-    return float(largest)
-
-
 def log_evaluation(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Evaluate on held-out prompts and log the result under eval/."""
     if not prompts:
@@ -159,22 +140,3 @@ def log_evaluation(session: Session, step: int, prompts: Sequence[Prompt]) -> di
     metrics = evaluate(session, prompts, seed=session.config.run.seed)
     session.metrics.log_evaluation(step, metrics)
     return metrics
-
-
-def dump_rollouts(session: Session, step: int, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]],
-                  scores: Sequence[Sequence[Score]], advantages: Tensor) -> None:
-    """Write every answer of the step with its score to rollouts/step-N.jsonl."""
-    directory = session.run_dir / "rollouts"
-    directory.mkdir(exist_ok=True)
-    with open(directory / f"step-{step + 1}.jsonl", "w", encoding="utf-8") as file:
-        rest = iter(advantages.tolist())
-        for prompt, group, group_scores in zip(prompts, groups, scores, strict=True):
-            for sample, score in zip(group, group_scores, strict=True):
-                row = {
-                    "prompt": prompt.index, "ids": sample.token_ids, "log_probs": sample.log_probs,
-                    "text": answer_bytes(sample, session.token_table).decode("utf-8", errors="replace"),
-                    "finish_reason": sample.finish_reason, "weight_version": sample.weight_version,
-                    "score": score.total, "format": score.format, "correctness": score.correctness,
-                    "parts": score.parts, "reason": score.reason, "advantage": next(rest),
-                }
-                file.write(json.dumps(row) + "\n")

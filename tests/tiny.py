@@ -1,4 +1,4 @@
-"""Tiny Hugging Face models, ragged answers and Hugging Face's own numbers for them, in float64."""
+"""Tiny Hugging Face models, ragged answers and Hugging Face's own numbers for them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ def make_model(directory: Path, family: str = "qwen3", tied: bool = False, dtype
             if "norm" in name:
                 parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
             else:
-                parameter.copy_(0.08 * torch.randn_like(parameter))
+                parameter.copy_(0.06 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(directory)
     return directory
 
@@ -74,8 +74,9 @@ def make_answers(count: int = 16, seed: int = 1) -> Answers:
 
 @dataclass(frozen=True)
 class Oracle:
-    """Hugging Face in float64: per-token statistics, the loss, its gradients and their global norm."""
+    """Hugging Face in one precision: logits and statistics of the response tokens, the loss, its gradients, their norm."""
 
+    logits: Tensor
     log_probs: Tensor
     entropy: Tensor
     loss: float
@@ -83,35 +84,44 @@ class Oracle:
     grad_norm: float
 
 
-def token_log_probs(model, trajectories) -> tuple[Tensor, Tensor]:
-    """Flat log-probs and entropies of the response tokens, one sequence at a time."""
-    log_probs, entropy = [], []
+def response_logits(model, trajectories) -> Tensor:
+    """Logits [tokens, vocab] that predict the response tokens, one sequence at a time; bf16 ones widened to fp32."""
+    logits = []
     for prompt, response in trajectories:
-        ids = torch.tensor([[*prompt, *response]])
-        logits = model(ids).logits[0, len(prompt) - 1 : -1]
-        table = logits.log_softmax(-1)
-        log_probs.append(table[torch.arange(len(response)), torch.tensor(response)])
-        entropy.append(-(table.exp() * table).sum(-1))
-    return torch.cat(log_probs), torch.cat(entropy)
+        out = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        logits.append(out.float() if out.dtype == torch.bfloat16 else out)
+    return torch.cat(logits)
 
 
-def policy_loss(model, answers: Answers, clip: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted clipped loss written out with autograd, independent of the product's kernels."""
-    log_probs, entropy = token_log_probs(model, answers.trajectories)
+def policy_loss(logits: Tensor, answers: Answers, clip: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted clipped loss written out with autograd, independent of the product's kernels.
+
+    Returns the loss, and log-probs and entropies of the response tokens.
+    """
+    table = logits.log_softmax(-1)
+    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
+    log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
     ratio = (log_probs - answers.old_log_probs.to(log_probs.dtype)).exp()
     advantages = answers.advantages.to(log_probs.dtype)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    return -(answers.loss_weights.to(log_probs.dtype) * surrogate).sum(), log_probs, entropy
+    return -(answers.loss_weights.to(log_probs.dtype) * surrogate).sum(), log_probs, -(table.exp() * table).sum(-1)
+
+
+def load(model_path: Path, dtype: torch.dtype):
+    """Hugging Face's own model."""
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="eager")
 
 
 def oracle(model_path: Path, answers: Answers, dtype=torch.float64) -> Oracle:
     """Hugging Face's numbers for these answers."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="eager")
-    loss, log_probs, entropy = policy_loss(model, answers)
+    model = load(model_path, dtype)
+    logits = response_logits(model, answers.trajectories)
+    loss, log_probs, entropy = policy_loss(logits, answers)
     loss.backward()
     gradients = {name: p.grad.double() for name, p in model.named_parameters()}
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
-    return Oracle(log_probs.detach().double(), entropy.detach().double(), float(loss), gradients, float(norm))
+    return Oracle(logits.detach().double(), log_probs.detach().double(), entropy.detach().double(), float(loss),
+                  gradients, float(norm))
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -4,8 +4,10 @@
 gradients are summed, and one reduction and one step follow. Nothing is communicated inside the schedule.
 """
 
+import io
 import math
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 
 import deepspeed
@@ -108,10 +110,12 @@ class ZeroEngine:
         mark_tied_copy(policy, parallel)
         optimizer = build_optimizer(policy, optim, parallel.device)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
-        self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
-            model=policy, optimizer=optimizer, lr_scheduler=scheduler, mpu=ModelParallelUnit(parallel),
-            config=engine_config, dist_init_required=False,
-        )
+        # DeepSpeed prints memory readings while it builds its bf16 optimizer.
+        with redirect_stdout(io.StringIO()):
+            self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
+                model=policy, optimizer=optimizer, lr_scheduler=scheduler, mpu=ModelParallelUnit(parallel),
+                config=engine_config, dist_init_required=False,
+            )
         self.policy = policy
         self.parallel = parallel
         self.chunks = [ScheduledChunk(self.engine, policy, i) for i in range(len(policy.chunks))]

@@ -191,7 +191,8 @@ def _require(config: Config, key: str, what: str, exists) -> None:
 
 def _size(config: Config, model: Mapping[str, Any], name: str) -> int:
     # Hugging Face: without grouped-query attention each head has its own keys and values.
-    value = model.get(name) or (model.get("num_attention_heads") if name == "num_key_value_heads" else None)
+    grouped = name != "num_key_value_heads" or model.get(name) is not None
+    value = model.get(name if grouped else "num_attention_heads")
     if type(value) is not int or value < 1:
         refuse(config, "model.path", f"holds a config.json with {name}={value!r}", "It must be a whole number > 0")
     return value

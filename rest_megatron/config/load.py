@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from rest_megatron.config.keys import Key, keys, nearest, sections
 from rest_megatron.config.presets import PRESETS
-from rest_megatron.config.redact import is_secret, redact
+from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.config.source import Setting, merge, read_json, read_override, read_yaml
 from rest_megatron.errors import ConfigError
@@ -175,7 +175,7 @@ def _problem(key: Key, value: Any) -> str:
 def _show(name: str, value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
-    text = repr(redact(value, name)) if not is_secret(name) or not isinstance(value, str) else "***"
+    text = repr(redact(value, name))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rest_megatron.config.redact import is_secret, redact
+from rest_megatron.config.redact import redact_override
 from rest_megatron.errors import ConfigError
 
 
@@ -73,7 +73,7 @@ def read_override(text: str) -> Setting:
     """The setting of one `section.key=value`; the value is YAML. Raises ConfigError when it is not one."""
     name, equals, value = text.partition("=")
     parts = name.split(".")
-    where = f"override: {name}={'***' if is_secret(name) else redact(value)}"
+    where = f"override: {redact_override(name, value)}"
     if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
         raise ConfigError(
             f"{text.partition('=')[0]!r} is not an override\n  Write section.key=value, such as optim.lr=1e-6"

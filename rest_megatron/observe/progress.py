@@ -1,5 +1,6 @@
 """One line per training step on the terminal."""
 
+import math
 import shutil
 import sys
 import unicodedata
@@ -9,7 +10,7 @@ from typing import TextIO
 
 from rest_megatron.config.schema import Config
 
-# Label, metric, format; a metric that a step does not have is left out.
+# Label, metric, format; a metric that a step does not have, or that is not a number, is left out.
 COLUMNS = (
     ("reward", "reward/mean", "{:.3f}"),
     ("format", "reward/format", "{:.2f}"),
@@ -33,9 +34,13 @@ def clean(text: str) -> str:
 
 
 def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: float | None) -> str:
-    """The line of one step; remaining: estimated seconds to the end, None when unknown."""
+    """The line of one step; remaining: estimated seconds to the end, None when unknown.
+
+    What was not measured, a missing metric or NaN, is left out; an infinite gradient norm is shown.
+    """
     parts = [f"step {step:>{len(str(total))}}/{total}"]
-    parts += [f"{label} {text.format(metrics[name])}" for label, name, text in COLUMNS if name in metrics]
+    shown = [(label, text, metrics.get(name, math.nan)) for label, name, text in COLUMNS]
+    parts += [f"{label} {text.format(value)}" for label, text, value in shown if not math.isnan(value)]
     if "time/step" in metrics:
         parts.append(f"{metrics['time/step']:.1f} s")
     if remaining is not None:

@@ -9,7 +9,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
-from rest_megatron.actor.parallel import Parallel, initialize
+from rest_megatron.actor.parallel import Parallel, choose_device, initialize
 from rest_megatron.checkpoint.hf import gather_tensors
 from rest_megatron.config.schema import (
     AlgorithmConfig,
@@ -18,11 +18,14 @@ from rest_megatron.config.schema import (
     OptimConfig,
     ParallelConfig,
     RolloutConfig,
+    RunConfig,
     TrainConfig,
 )
 from rest_megatron.launch import Launch
 from rest_megatron.rollout.sampler import Sampler
 from tests.tiny import Answers
+
+TOTAL_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Layout:
     megatron: dict = field(default_factory=dict)
     deepspeed: dict = field(default_factory=dict)
     max_tokens: int = 64
+    device: str = "cpu"
 
     @property
     def world_size(self) -> int:
@@ -50,6 +54,7 @@ class Layout:
 
 def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) -> Config:
     return Config(
+        run=RunConfig(device=layout.device),
         model=ModelConfig(path=str(model), dtype=dtype),
         parallel=ParallelConfig(layout.tp, layout.pp, layout.vpp, layout.sp),
         megatron=layout.megatron, deepspeed=layout.deepspeed,
@@ -59,8 +64,8 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
     )
 
 
-def start(launch: Launch, config: Config, total_steps: int = 100) -> tuple[Actor, Parallel]:
-    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+def start(launch: Launch, config: Config, total_steps: int = TOTAL_STEPS) -> tuple[Actor, Parallel]:
+    parallel = initialize(launch, config.parallel, choose_device(config.run.device, launch.local_rank), seed=0)
     return Actor(config, parallel, total_steps), parallel
 
 
@@ -98,11 +103,12 @@ def tied_copy_difference(actor: Actor, parallel: Parallel) -> float:
 
 
 def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str = "float32",
-                          steps: int = 1) -> dict:
-    """Log-probs, reduced gradients, gradient norm and, after `steps` AdamW steps, weights and replica differences."""
-    actor, parallel = start(launch, make_config(model, layout, dtype))
+                          steps: int = 1, **optim) -> dict:
+    """Logits, log-probs, reduced gradients, gradient norm and, after `steps` AdamW steps, weights and differences."""
+    actor, parallel = start(launch, make_config(model, layout, dtype, **optim), TOTAL_STEPS)
     ours, mine = share(answers, parallel)
     stats = actor.log_probs(ours.trajectories)
+    logits = response_logits(actor, parallel, ours)
     streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
     actor.policy.train()
     actor.zero.begin()
@@ -115,10 +121,43 @@ def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: 
                for _ in range(steps - 1)]
     return {
         "sequences": mine, "log_probs": stats.log_probs, "entropy": stats.entropy, "collision": stats.collision,
-        "gradients": gradients, "grad_norm": grad_norm, "metrics": metrics,
+        "logits": logits, "gradients": gradients, "grad_norm": grad_norm, "metrics": metrics,
         "weights": named(actor, parallel, lambda p: p.data),
         "replicas": replica_difference(actor, parallel), "tied": tied_copy_difference(actor, parallel),
     }
+
+
+def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch.Tensor | None:
+    """The raw logits [tokens, vocab] that predict this rank's response tokens; None before the last stage."""
+    if not answers.trajectories:
+        return None
+    whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size)
+
+    def keep(batch, logits, non_loss_data=True):
+        shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
+        dist.all_gather(shards, logits.contiguous(), group=parallel.tp_group)
+        whole[batch.index] = torch.cat(shards, dim=-1).squeeze(1)[batch.rows].float()
+
+    actor.policy.eval()
+    with torch.no_grad():
+        actor._run(answers.trajectories, keep, forward_only=True)
+    return whole if parallel.is_last_stage else None
+
+
+def in_order(results: list[dict], key: str, answers: Answers) -> torch.Tensor:
+    """One value of every rank's result, put back into the order of `answers`."""
+    lengths = [len(t.response_ids) for t in answers.trajectories]
+    pieces = {}
+    for result in results:
+        if result[key] is not None:
+            pieces.update(zip(result["sequences"], result[key].split([lengths[i] for i in result["sequences"]]),
+                              strict=True))
+    return torch.cat([pieces[i] for i in range(len(lengths))])
+
+
+def merged(results: list[dict], key: str) -> dict[str, torch.Tensor]:
+    """The tensors of all pipeline stages, by Hugging Face name."""
+    return {name: tensor for result in results for name, tensor in result[key].items()}
 
 
 def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]:

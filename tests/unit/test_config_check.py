@@ -147,7 +147,8 @@ def test_options_that_need_another(overrides, world_size, fragments):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[f"{SP}=true", f"{TP}=4"], [f"{PP}=4", f"{VPP}=2"], [f"{TP}=4", "train.max_tokens_per_micro_batch=8190"]]
+    "overrides",
+    [[f"{SP}=true", f"{TP}=4"], [f"{PP}=4", f"{VPP}=2"], [f"{TP}=4", "train.max_tokens_per_micro_batch=8190"]],
 )
 def test_layouts_that_work(overrides):
     check_layout(load([], overrides), 4)

@@ -42,7 +42,9 @@ def test_float32_needs_no_precision_settings():
 
 
 def test_keys_that_are_not_ours_pass_through_unchanged():
-    result = engine("deepspeed={steps_per_print: 7, zero_optimization: {reduce_bucket_size: 9}, comms_logger: {a: [1]}}")
+    result = engine(
+        "deepspeed={steps_per_print: 7, zero_optimization: {reduce_bucket_size: 9}, comms_logger: {a: [1]}}"
+    )
     assert result["steps_per_print"] == 7 and result["comms_logger"] == {"a": [1]}
     assert result["zero_optimization"] == {**ZERO, "reduce_bucket_size": 9}
 
@@ -65,7 +67,8 @@ def test_auto_is_filled_or_left_to_deepspeed(dtype):
 def test_values_that_agree_are_accepted_and_sections_we_build_ourselves_are_dropped():
     user = (
         "deepspeed={train_batch_size: 2, gradient_clipping: 1, bf16: {enabled: true}, fp16: {enabled: false}, "
-        "communication_data_type: fp32, gradient_allreduce_op: mean, zero_optimization: {stage: 1, overlap_comm: false}, "
+        "communication_data_type: fp32, gradient_allreduce_op: mean, "
+        "zero_optimization: {stage: 1, overlap_comm: false}, "
         "optimizer: {type: Adam, params: {lr: 1e-6, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01}}, "
         "scheduler: {type: WarmupLR, params: {warmup_max_lr: 1e-6, warmup_num_steps: 0, warmup_type: linear}}}"
     )
@@ -76,7 +79,9 @@ def test_the_optimizer_may_live_on_the_host():
     result = engine("deepspeed.zero_optimization={offload_optimizer: {device: cpu, pin_memory: true}}")
     assert result["zero_force_ds_cpu_optimizer"] is False
     assert result["zero_optimization"] == {**ZERO, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
-    assert "zero_force_ds_cpu_optimizer" not in engine("deepspeed.zero_optimization={offload_optimizer: {device: none}}")
+    assert "zero_force_ds_cpu_optimizer" not in engine(
+        "deepspeed.zero_optimization={offload_optimizer: {device: none}}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,10 @@ def test_the_optimizer_may_live_on_the_host():
         ("gradient_accumulation_steps=true", ["=True", "contradicts 1"]),
         ("gradient_clipping=0.5", ["0.5", "contradicts 1.0", "optim.clip_grad"]),
         ("bf16={enabled: false}", ["bf16.enabled=False", "contradicts True", "model.dtype"]),
-        ("bf16={enabled: true, immediate_grad_update: false}", ["bf16.immediate_grad_update=False", "contradicts True"]),
+        (
+            "bf16={enabled: true, immediate_grad_update: false}",
+            ["bf16.immediate_grad_update=False", "contradicts True"],
+        ),
         ("data_types={grad_accum_dtype: bf16}", ["'bf16'", "contradicts 'fp32'"]),
         ("communication_data_type=bf16", ["'bf16'", "contradicts 'fp32'"]),
         ("zero_allow_untested_optimizer=false", ["False", "contradicts True"]),
@@ -139,7 +147,9 @@ def test_float32_refuses_bfloat16_settings():
 
 
 def test_the_users_section_is_left_as_it_was():
-    config = load([], ["deepspeed={zero_optimization: {stage: auto}, optimizer: {type: AdamW}, fp16: {enabled: false}}"])
+    config = load(
+        [], ["deepspeed={zero_optimization: {stage: auto}, optimizer: {type: AdamW}, fp16: {enabled: false}}"]
+    )
     before = copy.deepcopy(config.deepspeed)
     engine_config(config, data_parallel_size=2)
     assert config.deepspeed == before

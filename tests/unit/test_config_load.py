@@ -257,11 +257,12 @@ def test_a_dump_reads_back_to_the_same_configuration(write):
     [
         ({"password": "x1"}, {"password": "***"}),
         ({"a": {"API_KEY": "x1", "b": "y"}}, {"a": {"API_KEY": "***", "b": "y"}}),
-        ({"secrets": {"a": ["x1", 2]}}, {"secrets": {"a": ["***", 2]}}),
+        ({"secrets": {"a": ["x1", 2]}}, {"secrets": {"a": ["***", "***"]}}),
         ({"wandb_token": "x1", "token": None, "password": ""}, {"wandb_token": "***", "token": None, "password": ""}),
         ({"url": "https://me:x1@host/p"}, {"url": "https://***@host/p"}),
         (["postgres://me:x1@odd@host"], ["postgres://***@host"]),
         ({"max_new_tokens": 5, "tokens": True}, {"max_new_tokens": 5, "tokens": True}),
+        ({"password": 5, "key": 5, "secret": True}, {"password": "***", "key": 5, "secret": True}),
         ({"moe_token_dispatcher_type": "alltoall"}, {"moe_token_dispatcher_type": "alltoall"}),
     ],
 )
@@ -279,6 +280,8 @@ def test_our_own_defaults_lose_nothing_to_redaction():
     "files, overrides",
     [
         ([], ["deepspeed.password=hunter2", "optim.lr=-1"]),
+        ([], ["deepsped={password: hunter2}"]),
+        ([], ["optim.lr={password: hunter2}"]),
         ([], ["api_key=hunter2"]),
         ([], ["run.password=hunter2"]),
         ([], ["model.path=https://me:hunter2@host", "model.path.x=https://me:hunter2@host"]),
@@ -288,6 +291,18 @@ def test_our_own_defaults_lose_nothing_to_redaction():
 )
 def test_no_error_shows_a_secret(write, files, overrides):
     assert "hunter2" not in refused([write(text) for text in files], overrides)
+
+
+@pytest.mark.parametrize(
+    "override, shown",
+    [
+        ("train.max_tokens_per_micro_batch=0", "train.max_tokens_per_micro_batch=0"),
+        ("run.password=1234", "run.password=***"),
+        ("run.api_key=1a2b", "run.api_key=***"),
+    ],
+)
+def test_the_place_of_an_override_shows_numbers_but_no_secrets(override, shown):
+    assert f"(override: {shown})" in refused([], [override])
 
 
 def test_dump_hides_secrets():

@@ -1,0 +1,63 @@
+"""The same checks on CUDA: parity with Hugging Face in bf16, one training step, the quickstart.
+
+Each case runs in a fresh process, because the CPU tests teach this one's Megatron to live without CUDA.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from rest_megatron.config.schema import RolloutConfig
+from tests.distributed.cases import Layout, gradients_and_updates, sampled
+from tests.distributed.pool import WorkerPool
+from tests.tiny import make_answers, oracle, relative_error
+
+ROOT = Path(__file__).resolve().parents[2]
+GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="no CUDA device on this machine")]
+LAYOUTS = [Layout(device="cuda"), Layout(device="cuda", max_tokens=2000)]
+if GPUS >= 2:
+    LAYOUTS += [Layout(tp=2, sp=True, device="cuda"), Layout(pp=2, device="cuda"), Layout(dp=2, device="cuda")]
+
+
+@pytest.fixture(scope="module")
+def cuda_pool():
+    workers = WorkerPool()
+    yield workers
+    workers.close()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_bf16_is_no_worse_than_hugging_faces_own_bf16(cuda_pool, tiny_model, layout, tied):
+    model, answers = tiny_model(tied=tied), make_answers()
+    exact, peer = oracle(model, answers), oracle(model, answers, torch.bfloat16)
+    results = cuda_pool.run(gradients_and_updates, layout.world_size, model, layout, answers, "bfloat16", 2)
+    gradients = {name: value for result in results for name, value in result["gradients"].items()}
+    assert gradients.keys() == exact.gradients.keys()
+    ours = max(relative_error(gradients[name], value) for name, value in exact.gradients.items())
+    theirs = max(relative_error(peer.gradients[name], value) for name, value in exact.gradients.items())
+    assert ours <= 1.5 * theirs
+    assert abs(results[0]["grad_norm"] - exact.grad_norm) <= 0.02 * exact.grad_norm
+    assert max(result["replicas"] for result in results) == 0.0
+    assert all(torch.isfinite(torch.tensor(list(m.values()))).all() for m in results[0]["metrics"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
+    rollout = RolloutConfig(group_size=3, max_new_tokens=12, max_batch_size=6)
+    prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
+    result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, rollout, [0])[0]
+    drawn = torch.tensor([x for s in result["samples"] for x in s.log_probs])
+    assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
+
+
+def test_the_quickstart_trains_on_cuda(tmp_path):
+    environment = os.environ | {"QUICKSTART_DIR": str(tmp_path), "QUICKSTART_RANKS": "1"}
+    done = subprocess.run(["bash", "examples/quickstart/run.sh"], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "rest" / "report.html").exists()

@@ -1,0 +1,307 @@
+"""The command line: commands, arguments, exit codes, who speaks when a job fails."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import rest_megatron
+from rest_megatron import cli
+from rest_megatron.config import describe, load
+from rest_megatron.errors import CheckpointError, ConfigError, DataError
+from rest_megatron.failure import agree
+from rest_megatron.launch import Launch
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = {
+    "model_type": "qwen3",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 400,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "max_position_embeddings": 4096,
+}
+GROUND_TRUTH = "<think> x </think>\n<response> hi </response>"
+ROW = {"prompt": [{"role": "user", "content": "hello"}], "reward_model": {"ground_truth": GROUND_TRUTH}}
+
+
+def rank(number: int, world_size: int = 8, local_size: int = 4) -> dict[str, str]:
+    return {
+        "RANK": str(number),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(number % local_size),
+        "LOCAL_WORLD_SIZE": str(local_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A model directory without a tokenizer, a prompt file, and the overrides that name them."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(MODEL))
+    (model / "model.safetensors").write_bytes(b"")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROW) + "\n")
+    overrides = [f"model.path={model}", f"data.train={rows}", f"sft.data={rows}", f"run.dir={tmp_path / 'new' / 'run'}"]
+    return SimpleNamespace(model=model, rows=rows, overrides=overrides)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Stand-ins for the training programs; `error` is raised by both, `calls` records what ran."""
+    state = SimpleNamespace(calls=[], error=None)
+
+    def program(name):
+        def run(config):
+            state.calls.append((name, config))
+            if state.error is not None:
+                raise state.error
+
+        return SimpleNamespace(main=run)
+
+    for name in ("train", "sft"):
+        monkeypatch.setitem(sys.modules, f"rest_megatron.{name}", program(name))
+        monkeypatch.setattr(rest_megatron, name, sys.modules[f"rest_megatron.{name}"], raising=False)
+    return state
+
+
+@pytest.mark.parametrize(
+    "words, command", [(["train"], "train"), (["sft"], "sft"), ([], "train"), (["--local_rank=0", "sft"], "sft")]
+)
+def test_a_command_runs_its_program_with_the_configuration(files, programs, words, command):
+    assert cli.main([*words, "-c", os.devnull, "optim.lr=1e-3", *files.overrides], {}) == 0
+    assert programs.calls == [(command, load([], ["optim.lr=1e-3", *files.overrides]))]
+
+
+@pytest.mark.parametrize(
+    "option", [["--local_rank=3"], ["--local-rank", "3"], ["--local_rank", "3"], ["--local-rank=3"]]
+)
+@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_the_local_rank_of_deepspeeds_launcher_is_ignored_anywhere(tmp_path, option, place):
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {seed: 3}\n")
+    argv = ["sft", "train.steps=5", "-c", str(path), "optim.lr=1"]
+    place = place if place != 3 else 4
+    arguments = cli.parse([*argv[:place], *option, *argv[place:]])
+    assert (arguments.command, arguments.config) == ("sft", [str(path)])
+    assert arguments.overrides == ["train.steps=5", "optim.lr=1"]
+
+
+def test_files_and_overrides_may_be_mixed(tmp_path, capsys):
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"run: {{seed: {seed}}}\noptim: {{lr: {seed}}}\n")
+    argv = ["print-config", "optim.lr=7", "-c", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    assert cli.main(argv, {}) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["run"]["seed"], shown["optim"]["lr"]) == (2, 7.0)
+
+
+@pytest.mark.parametrize(
+    "argv, fragment",
+    [
+        ([], "a command is missing"),
+        (["trian"], "'trian' is no command; commands: train, sft, check, print-config"),
+        (["optim.lr=1"], "a command is missing"),
+        (["train", "--wandb-key=abc"], "unknown option --wandb-key"),
+        (["train", "--conf", "x"], "unknown option --conf"),
+        (["train", "-c"], "expected one argument"),
+        (["train", "seed"], "'seed' is not an override"),
+        (["train", "run.sed=1"], "Did you mean run.seed?"),
+        (["train", "-c", "/nowhere/x.yaml"], "does not exist"),
+        (["train", "--world-size", "4"], "--world-size is for check"),
+        (["check", "--world-size", "0"], "must be at least 1"),
+        (["check", "--world-size", "x"], "invalid int value"),
+        (["train", "train.mini_batch_size=3"], "does not divide"),
+        (["train"], "model.path= is not set"),
+        (["--help", "weigths"], "did you mean weights?"),
+    ],
+)
+def test_usage_and_configuration_errors_end_with_2_and_say_why(argv, fragment, capsys):
+    assert cli.main(argv, {}) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("config error: ") and fragment in captured.err
+    assert captured.out == "" and "abc" not in captured.err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["train", "--help"], ["sft", "-h"]])
+def test_help_shows_commands_and_every_key(argv, capsys):
+    assert cli.main(argv, {}) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in cli.COMMANDS) and describe() in out
+
+
+@pytest.mark.parametrize("argv", [["--help", "weights"], ["train", "--help", "weights"]])
+def test_help_filters_by_section(argv, capsys):
+    assert cli.main(argv, {}) == 0
+    out = capsys.readouterr().out
+    assert describe("weights") in out and "optim.lr " not in out
+
+
+@pytest.mark.parametrize(
+    "error, code", [(ConfigError("a\n b"), 2), (DataError("a\n b"), 3), (CheckpointError("a\n b"), 4)]
+)
+@pytest.mark.parametrize("number, lines", [(0, ["{kind}: a", " b"]), (1, ["rank 1: {kind}: a"])])
+def test_an_error_of_the_program_ends_with_its_code(files, programs, capsys, error, code, number, lines):
+    programs.error = error
+    assert cli.main(["train", *files.overrides], rank(number)) == code
+    assert capsys.readouterr().err.splitlines() == [line.format(kind=error.kind) for line in lines]
+
+
+def test_an_error_nobody_foresaw_keeps_its_traceback(files, programs):
+    programs.error = ZeroDivisionError("bug")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", *files.overrides], {})
+
+
+@pytest.mark.parametrize("number, spoken", [(0, 2), (1, 0), (3, 0), (4, 1), (5, 0)])
+def test_an_error_all_ranks_share_is_told_once_and_by_one_line_per_other_node(number, spoken, capsys):
+    assert cli.main(["train", "optim.lr=-1"], rank(number)) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == spoken
+    assert not err or err.startswith("config error: " if number == 0 else f"rank {number}: config error: optim.lr=-1")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_output_comes_from_rank_0_alone(number, capsys):
+    for argv in (["print-config"], ["--help"]):
+        assert cli.main(argv, rank(number)) == 0
+        assert bool(capsys.readouterr().out) == (number == 0)
+
+
+def test_the_layout_is_checked_before_a_program_starts(files, programs, capsys):
+    overrides = [*files.overrides, "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
+    assert cli.main(["train", *overrides], rank(0, world_size=6, local_size=6)) == 2
+    assert "world size (6) != TP (2) * PP (2) * DP" in capsys.readouterr().err
+    assert programs.calls == []
+
+
+@pytest.mark.parametrize(
+    "texts, agreed",
+    [(["a", "a", "a"], [True, True, True]), (["a", "b", "a"], [True, False, True]), ([None, "a", "a"], [False, False])],
+)
+def test_ranks_agree_on_a_failure_through_their_store(texts, agreed):
+    distributed = pytest.importorskip("torch.distributed")
+    store = distributed.HashStore()
+    patience = timedelta(seconds=5 if texts[0] else 0.2)
+
+    def ask(number):
+        return agree(store, texts[number], number, len(texts), patience)
+
+    numbers = [number for number, text in enumerate(texts) if text is not None]
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        assert list(pool.map(ask, numbers)) == agreed
+
+
+def test_rank_0_does_not_wait_for_ranks_that_live_on():
+    distributed = pytest.importorskip("torch.distributed")
+    assert agree(distributed.HashStore(), "a", 0, 2, timedelta(seconds=0.1)) is False
+
+
+@pytest.fixture
+def tokenizer(files):
+    """A byte-level tokenizer with a chat template in the model directory; ids 0..257."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(files.model)
+
+
+def test_check_reports_the_machine_and_ends_with_ok(files, tokenizer, capsys):
+    files.rows.write_text(json.dumps(ROW | {"response": GROUND_TRUTH}) + "\n")
+    tensor = "parallel.tensor_model_parallel_size=2"
+    assert cli.main(["check", "--world-size", "4", tensor, *files.overrides], {}) == 0
+    out = capsys.readouterr().out
+    table = {line[:20].strip(): line[20:].strip() for line in out.splitlines()}
+    assert out.endswith("\nok\n")
+    assert table["configuration"] == "valid for 4 ranks: TP 2 x PP 1 x DP 2"
+    assert table["tokenizer"] == "token ids 0..257 of a vocabulary of 400"
+    assert table["data.train"].startswith("1 prompts") and table["sft.data"].startswith("1 demonstrations")
+    assert table["torch"] == sys.modules["torch"].__version__ and table["python"].startswith(sys.version.split()[0])
+    assert {
+        "megatron-core",
+        "deepspeed",
+        "transformers",
+        "triton",
+        "Transformer Engine",
+        "Apex",
+        "CUDA",
+    } <= table.keys()
+    assert not (files.model.parent / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "breakage, code, fragment",
+    [
+        (lambda f: (f.model / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 256})), 2, "token id 257"),
+        (lambda f: (f.model / "tokenizer.json").write_text("{"), 4, "the tokenizer in model.path"),
+        (lambda f: f.rows.write_text("{}\n"), 3, "rows.jsonl"),
+        (lambda f: f.rows.write_text(json.dumps(ROW | {"reward_model": {"ground_truth": "x"}})), 3, "ground truth"),
+        (lambda f: (f.model.parent / "new").write_text(""), 2, "run.dir="),
+        (lambda f: f.rows.unlink(), 2, "data.train="),
+    ],
+)
+def test_check_finds_what_would_stop_the_job(files, tokenizer, capsys, breakage, code, fragment):
+    breakage(files)
+    overrides = [text for text in files.overrides if not text.startswith("sft")]
+    assert cli.main(["check", *overrides], {}) == code
+    captured = capsys.readouterr()
+    assert fragment in captured.err and not captured.out.endswith("ok\n")
+
+
+def start(*argv: str, **environ: str) -> subprocess.CompletedProcess:
+    names = ("PATH", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+    environment = {name: os.environ[name] for name in names if name in os.environ} | environ
+    command = [sys.executable, "-m", "rest_megatron", *argv]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_module_runs_and_shows_no_secret(tmp_path):
+    (tmp_path / "ds.json").write_text('{"password": "hunter2", "wandb": {"api_key": "hunter2"}}')
+    path = tmp_path / "run.yaml"
+    path.write_text("deepspeed: ds.json\n")
+    done = start("print-config", "-c", str(path), "run.seed=3", WANDB_API_KEY="hunter2" * 6)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(done.stdout)["run"]["seed"] == 3
+    assert yaml.safe_load(done.stdout)["deepspeed"] == {"password": "***", "wandb": {"api_key": "***"}}
+    assert "hunter2" not in done.stdout
+
+
+def test_the_module_ends_with_the_exit_code_of_the_error():
+    done = start("train", "optim.lr=-1", "deepspeed.password=hunter2")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("config error: optim.lr=-1 must be > 0") and "hunter2" not in done.stderr
+
+
+def test_reading_a_configuration_imports_no_heavy_library():
+    code = (
+        "import sys; from rest_megatron.cli import main; main(['print-config'], {});"
+        "sys.exit(bool({'torch', 'transformers', 'deepspeed', 'matplotlib', 'wandb'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+def test_launch_is_known_before_arguments_are(capsys):
+    assert cli.main(["nonsense"], {"RANK": "1"}) == 2
+    assert "WORLD_SIZE" in capsys.readouterr().err
+    assert isinstance(cli.detect({}), Launch)

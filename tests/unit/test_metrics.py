@@ -1,0 +1,112 @@
+"""Metrics files and trackers."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rest_megatron.config import dump, load
+from rest_megatron.errors import ConfigError
+from rest_megatron.observe import metrics as module
+from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics, read_rows
+from rest_megatron.observe.report import write_report
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_one_line_per_step_is_on_disk_at_once(tmp_path):
+    with open_metrics(0, tmp_path, load()) as metrics:
+        metrics.log(1, {"reward/mean": 0.5, "actor/lr": 1e-6})
+        metrics.log(2, {"reward/mean": 1})
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "reward/mean": 0.5, "actor/lr": 1e-6},
+        {"step": 2, "reward/mean": 1.0},
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_become_null(tmp_path, value):
+    with open_metrics(0, tmp_path, load()) as metrics:
+        metrics.log(1, {"a": value, "b": 2.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": null, "b": 2.0}\n'
+
+
+def test_tensors_and_numpy_numbers_are_numbers(tmp_path):
+    torch = pytest.importorskip("torch")
+    with open_metrics(0, tmp_path, load()) as metrics:
+        metrics.log(1, {"a": torch.tensor(0.25), "b": torch.tensor(2.0).numpy()})
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 0.25, "b": 2.0}]
+
+
+def test_evaluations_have_their_own_file(tmp_path):
+    with open_metrics(0, tmp_path, load()) as metrics:
+        metrics.log_evaluation(0, {"reward/mean": 0.5})
+        metrics.log_evaluation(9, {"reward/mean": 0.7})
+    assert read_rows(tmp_path / "eval.jsonl") == [{"step": 0, "reward/mean": 0.5}, {"step": 9, "reward/mean": 0.7}]
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_run_starts_its_files_anew(tmp_path):
+    for value in (1.0, 2.0):
+        with open_metrics(0, tmp_path / "deep" / "run", load()) as metrics:
+            metrics.log(1, {"a": value})
+    assert read_rows(tmp_path / "deep" / "run" / "metrics.jsonl") == [{"step": 1, "a": 2.0}]
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_other_ranks_write_nothing(tmp_path, number):
+    with open_metrics(number, tmp_path / "run", load([], ["log.wandb=offline"])) as metrics:
+        metrics.log(1, {"a": 1.0})
+        metrics.log_evaluation(1, {"a": 1.0})
+    assert isinstance(metrics, NoMetrics) and not (tmp_path / "run").exists()
+
+
+def test_half_written_lines_and_missing_files_are_survived(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_rows(path) == []
+    path.write_bytes(b'{"step": 1, "a": 1.0}\n\xff\n[1]\n{"a": 2}\n{"step": 2, "a"')
+    assert read_rows(path) == [{"step": 1, "a": 1.0}]
+
+
+def test_files_are_closed_when_a_tracker_does_not_start(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(module, "open", lambda *a, **k: opened.append(open(*a, **k)) or opened[-1], raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        MetricsLogger(tmp_path, load([], ["log.wandb=offline"]).log, {})
+    assert len(opened) == 2 and all(file.closed for file in opened)
+
+
+def test_wandb_online_without_credentials_is_refused(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "login", lambda prompt: False)
+    with pytest.raises(ConfigError, match="log.wandb=offline needs neither"):
+        open_metrics(0, tmp_path, load([], ["log.wandb=online"]))
+
+
+def test_trackers_see_every_value_and_no_file_holds_a_secret(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("wandb")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr("sys.argv", ["train", f"deepspeed.password={SECRET}"])
+    config = load([], ["log.wandb=offline", "log.tensorboard=true", f"deepspeed={{password: {SECRET}, steps: 3}}"])
+    with open_metrics(0, tmp_path, config) as metrics:
+        (tmp_path / "config.yaml").write_text(dump(config))
+        metrics.log_evaluation(0, {"reward/mean": 0.25})
+        metrics.log(1, {"reward/mean": 0.5})
+    write_report(tmp_path)
+
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {name: events.Scalars(name)[0].value for name in events.Tags()["scalars"]} == {
+        "eval/reward/mean": 0.25,
+        "reward/mean": 0.5,
+    }
+    (recorded,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"eval/reward/mean" in recorded.read_bytes() and b"***" in recorded.read_bytes()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"metrics.jsonl", "eval.jsonl", "config.yaml", "report.html"} <= {path.name for path in written}
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in "".join(capfd.readouterr())
+    assert os.environ["WANDB_API_KEY"] == SECRET and Path.cwd() not in written

@@ -13,7 +13,7 @@ from rest_megatron.config import describe, dump, load
 from rest_megatron.config.check import check_data_files, check_run, check_settings
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError, RestError
-from rest_megatron.failure import report_running, report_shared
+from rest_megatron.failure import report
 from rest_megatron.launch import Launch, detect
 from rest_megatron.quiet import quiet_libraries
 
@@ -46,25 +46,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     try:
         launch = detect(environ)
         arguments = parse(sys.argv[1:] if argv is None else argv)
-        if arguments.help is not None:
-            _write(f"{USAGE}\n{describe(arguments.help)}", launch)
-            return 0
-        config = load(arguments.config, arguments.overrides)
-        check_settings(config)
-        if arguments.command == "print-config":
-            _write(dump(config), launch)
-            return 0
-        if arguments.command == "check":
-            from rest_megatron import preflight
-
-            preflight.main(config, arguments.world_size, sys.stdout)
-            return 0
-        check_run(config, launch.world_size)
-        check_data_files(config, arguments.command)
+        _run(arguments, launch)
     except RestError as error:
-        report_shared(error, launch, sys.stderr)
+        report(error, launch, sys.stderr)
         return error.exit_code
-    return _run(arguments.command, config, launch)
+    return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -100,22 +86,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _run(command: str, config: Config, launch: Launch) -> int:
+def _run(arguments: argparse.Namespace, launch: Launch) -> None:
+    if arguments.help is not None:
+        _write(f"{USAGE}\n{describe(arguments.help)}", launch)
+        return
+    config = load(arguments.config, arguments.overrides)
+    check_settings(config)
+    if arguments.command == "print-config":
+        _write(dump(config), launch)
+    elif arguments.command == "check":
+        from rest_megatron import preflight
+
+        preflight.main(config, arguments.world_size, sys.stdout)
+    else:
+        check_run(config, launch.world_size)
+        check_data_files(config, arguments.command)
+        _train(arguments.command, config)
+
+
+def _train(command: str, config: Config) -> None:
     quiet_libraries()
-    try:
-        # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-        if command == "train":
-            from rest_megatron import train
+    # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
+    if command == "train":
+        from rest_megatron import train
 
-            train.main(config)
-        else:
-            from rest_megatron import sft
+        train.main(config)
+    else:
+        from rest_megatron import sft
 
-            sft.main(config)
-    except RestError as error:
-        report_running(error, launch, sys.stderr)
-        return error.exit_code
-    return 0
+        sft.main(config)
 
 
 def _write(text: str, launch: Launch) -> None:

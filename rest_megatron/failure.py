@@ -10,46 +10,35 @@ from rest_megatron.launch import Launch
 PATIENCE = timedelta(seconds=3)
 
 
-def report_shared(error: RestError, launch: Launch | None, stream: TextIO) -> None:
-    """Report an error found in what all ranks read alike: arguments, configuration, model files.
+def report(error: RestError, launch: Launch | None, stream: TextIO) -> None:
+    """Write `error` to `stream`: whole on rank 0, as one line on a rank that has something else to say.
 
-    Rank 0 writes it whole. The first rank of every other node writes one line, since files may differ between
-    nodes; all others are quiet.
+    Before there is a process group, an error lies in what all ranks of a node read alike: arguments, configuration,
+    model, data. Then the first rank of every other node speaks, since files may differ between nodes, and all others
+    are quiet. Later a rank speaks unless rank 0 fails with the same text.
     """
+    store = None if launch is None else _store(launch)
+    if store is not None:
+        repeated = agree(store, str(error), launch.rank, launch.world_size)
+    else:
+        repeated = launch is not None and launch.local_rank != 0
     if launch is None or launch.rank == 0:
         stream.write(f"{error}\n")
-    elif launch.local_rank == 0:
-        stream.write(_one_line(error, launch))
-
-
-def report_running(error: RestError, launch: Launch, stream: TextIO) -> None:
-    """Report an error raised while the job ran, by one rank or by all.
-
-    Rank 0 writes it whole; another rank writes one line, unless rank 0 fails with the same text.
-    """
-    repeated = _repeats_rank_zero(str(error), launch)
-    if launch.rank == 0:
-        stream.write(f"{error}\n")
     elif not repeated:
-        stream.write(_one_line(error, launch))
+        stream.write(f"rank {launch.rank}: {str(error).splitlines()[0]}\n")
 
 
-def _one_line(error: RestError, launch: Launch) -> str:
-    return f"rank {launch.rank}: {str(error).splitlines()[0]}\n"
-
-
-def _repeats_rank_zero(text: str, launch: Launch) -> bool:
-    """Ask through the job's key-value store; without one (no process group is left) the answer is no."""
-    # Not imported here: without it, there is no process group to ask.
+def _store(launch: Launch):
+    """The job's key-value store, None without a process group."""
+    # Not imported: where nobody else did, there is no process group either.
     distributed = sys.modules.get("torch.distributed")
     if launch.world_size == 1 or distributed is None or not distributed.is_initialized():
-        return False
-    store = distributed.PrefixStore("rest_megatron/error", distributed.distributed_c10d._get_default_store())
-    return agree(store, text, launch.rank, launch.world_size)
+        return None
+    return distributed.PrefixStore("rest_megatron/error", distributed.distributed_c10d._get_default_store())
 
 
 def agree(store, text: str, rank: int, world_size: int, patience: timedelta = PATIENCE) -> bool:
-    """Whether rank 0 fails with `text` too. Waits at most `patience` for the others.
+    """Whether rank 0 fails with `text` too, through a torch.distributed store. Waits at most `patience`.
 
     Rank 0 stays until every other rank has read its text, for it may be the one that holds the store.
     """

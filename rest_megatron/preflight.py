@@ -11,7 +11,6 @@ from typing import TextIO
 from rest_megatron.config.check import check_data_files, check_run, read_model_config
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
-from rest_megatron.errors import CheckpointError
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
 OPTIONAL = {"transformer_engine": "Transformer Engine", "apex": "Apex"}
@@ -57,12 +56,17 @@ def layout(config: Config, world_size: int) -> Iterator[tuple[str, str]]:
 
 def model(config: Config) -> Iterator[tuple[str, str]]:
     """The model's tokenizer is readable and fits its vocabulary."""
+    from rest_megatron.data.tokenizer import read_tokenizer
+    from rest_megatron.tokens import token_bytes
+
     hf = read_model_config(config)
     yield "model", f"{hf['model_type']}, {hf['num_hidden_layers']} layers, in {config.model.path}"
-    largest = max(_tokenizer(config).get_vocab().values())
+    tokenizer = read_tokenizer(config)
+    largest = max(tokenizer.get_vocab().values())
     if largest >= hf["vocab_size"]:
         rule = f"holds a tokenizer with token id {largest}, but config.json has vocab_size={hf['vocab_size']}"
         refuse(config, "model.path", rule, "Tokenizer and weights are of different models: download both again")
+    token_bytes(tokenizer, hf["vocab_size"])
     yield "tokenizer", f"token ids 0..{largest} of a vocabulary of {hf['vocab_size']}"
 
 
@@ -70,13 +74,14 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
     """Every row of every data file that is set can be used."""
     from rest_megatron.data.demonstrations import load_demonstrations
     from rest_megatron.data.prompts import load_prompts
+    from rest_megatron.data.tokenizer import read_tokenizer
     from rest_megatron.reward.score import parse_ground_truth
 
     if config.data.train or not config.sft.data:
         check_data_files(config, "train")
     if config.sft.data:
         check_data_files(config, "sft")
-    tokenizer = _tokenizer(config)
+    tokenizer = read_tokenizer(config)
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "overlong": config.data.overlong}
     for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if path:
@@ -97,18 +102,6 @@ def run_directory(config: Config) -> Iterator[tuple[str, str]]:
     if not os.access(existing, os.W_OK | os.X_OK):
         refuse(config, "run.dir", f"cannot be written: no permission in {existing}", "Choose another run.dir")
     yield "run.dir", f"{wanted} is writable"
-
-
-def _tokenizer(config: Config):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-    # A broken tokenizer.json raises anything up to a bare Exception.
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in model.path={config.model.path} cannot be read: {error}   ({config.where('model.path')})"
-        ) from error
 
 
 def _version(package: str) -> str:

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize, shutdown
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
-from rest_megatron.errors import CheckpointError
 from rest_megatron.launch import detect
 from rest_megatron.observe.metrics import MetricsLogger, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
@@ -47,21 +46,6 @@ def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> list
         listed = GenerationConfig.from_pretrained(model_path).eos_token_id
         ids.update([listed] if isinstance(listed, int) else listed or [])
     return sorted(ids)
-
-
-def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
-
-    Raises CheckpointError when its files cannot be read.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-    # A broken tokenizer.json raises anything up to a bare Exception.
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in model.path={config.model.path} cannot be read: {error}   ({config.where('model.path')})\n"
-            "  A Hugging Face directory holds tokenizer.json and tokenizer_config.json beside config.json"
-        ) from error
 
 
 @contextmanager

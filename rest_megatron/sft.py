@@ -6,7 +6,8 @@ from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.demonstrations import load_demonstrations
-from rest_megatron.session import Session, open_session, read_tokenizer
+from rest_megatron.data.tokenizer import read_tokenizer
+from rest_megatron.session import Session, open_session
 
 
 def main(config: Config) -> None:

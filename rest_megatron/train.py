@@ -15,6 +15,7 @@ from rest_megatron.batch import Batch, make_batch
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.prompts import Prompt, load_prompts
+from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.method.advantages import group_relative
 from rest_megatron.method.aggregation import loss_weights
@@ -25,7 +26,7 @@ from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, rollout_metrics
 from rest_megatron.reward.score import parse_ground_truth
 from rest_megatron.scoring import reward_metrics, score_groups
-from rest_megatron.session import Session, open_session, read_tokenizer
+from rest_megatron.session import Session, open_session
 
 
 def optimizer_steps(config: Config) -> int:

@@ -1,5 +1,6 @@
 """The command line: commands, arguments, exit codes, who speaks when a job fails."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,10 +14,9 @@ import pytest
 import yaml
 
 import rest_megatron
-from rest_megatron import cli
+from rest_megatron import cli, failure
 from rest_megatron.config import describe, load
 from rest_megatron.errors import CheckpointError, ConfigError, DataError
-from rest_megatron.failure import agree
 from rest_megatron.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,11 +151,10 @@ def test_help_filters_by_section(argv, capsys):
 @pytest.mark.parametrize(
     "error, code", [(ConfigError("a\n b"), 2), (DataError("a\n b"), 3), (CheckpointError("a\n b"), 4)]
 )
-@pytest.mark.parametrize("number, lines", [(0, ["{kind}: a", " b"]), (1, ["rank 1: {kind}: a"])])
-def test_an_error_of_the_program_ends_with_its_code(files, programs, capsys, error, code, number, lines):
+def test_an_error_of_the_program_ends_with_its_code(files, programs, capsys, error, code):
     programs.error = error
-    assert cli.main(["train", *files.overrides], rank(number)) == code
-    assert capsys.readouterr().err.splitlines() == [line.format(kind=error.kind) for line in lines]
+    assert cli.main(["train", *files.overrides], {}) == code
+    assert capsys.readouterr().err == f"{error.kind}: a\n b\n"
 
 
 def test_an_error_nobody_foresaw_keeps_its_traceback(files, programs):
@@ -164,12 +163,39 @@ def test_an_error_nobody_foresaw_keeps_its_traceback(files, programs):
         cli.main(["train", *files.overrides], {})
 
 
-@pytest.mark.parametrize("number, spoken", [(0, 2), (1, 0), (3, 0), (4, 1), (5, 0)])
-def test_an_error_all_ranks_share_is_told_once_and_by_one_line_per_other_node(number, spoken, capsys):
-    assert cli.main(["train", "optim.lr=-1"], rank(number)) == 2
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == spoken
-    assert not err or err.startswith("config error: " if number == 0 else f"rank {number}: config error: optim.lr=-1")
+WHOLE, LINE, QUIET = "data error: a\n b\n", "rank {}: data error: a\n", ""
+
+
+@pytest.mark.parametrize("number, shown", [(0, WHOLE), (1, QUIET), (3, QUIET), (4, LINE), (5, QUIET)])
+def test_an_error_in_shared_input_is_told_once_and_by_one_line_per_other_node(files, programs, capsys, number, shown):
+    programs.error = DataError("a\n b")
+    assert cli.main(["train", *files.overrides], rank(number)) == 3
+    assert capsys.readouterr().err == shown.format(number)
+
+
+@pytest.mark.parametrize(
+    "texts, shown",
+    [
+        (["a\n b", "a\n b", "a\n b"], [WHOLE, QUIET, QUIET]),
+        (["a\n b", "a\n c", "a\n b"], [WHOLE, LINE, QUIET]),
+        ([None, "a\n b", "a\n b"], [None, LINE, LINE]),
+    ],
+)
+def test_a_running_job_reports_each_failure_once(monkeypatch, texts, shown):
+    distributed = pytest.importorskip("torch.distributed")
+    store = distributed.HashStore()
+    monkeypatch.setattr(failure, "_store", lambda launch: store)
+    monkeypatch.setattr(failure.agree, "__defaults__", (timedelta(seconds=5 if texts[0] else 0.2),))
+
+    def fail(number):
+        stream = io.StringIO()
+        if texts[number] is None:
+            return None
+        failure.report(DataError(texts[number]), Launch(number, 3, number, 3, "localhost", 1, "torchrun"), stream)
+        return stream.getvalue()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(fail, range(3))) == [text and text.format(i) for i, text in enumerate(shown)]
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -186,26 +212,9 @@ def test_the_layout_is_checked_before_a_program_starts(files, programs, capsys):
     assert programs.calls == []
 
 
-@pytest.mark.parametrize(
-    "texts, agreed",
-    [(["a", "a", "a"], [True, True, True]), (["a", "b", "a"], [True, False, True]), ([None, "a", "a"], [False, False])],
-)
-def test_ranks_agree_on_a_failure_through_their_store(texts, agreed):
-    distributed = pytest.importorskip("torch.distributed")
-    store = distributed.HashStore()
-    patience = timedelta(seconds=5 if texts[0] else 0.2)
-
-    def ask(number):
-        return agree(store, texts[number], number, len(texts), patience)
-
-    numbers = [number for number, text in enumerate(texts) if text is not None]
-    with ThreadPoolExecutor(len(numbers)) as pool:
-        assert list(pool.map(ask, numbers)) == agreed
-
-
 def test_rank_0_does_not_wait_for_ranks_that_live_on():
     distributed = pytest.importorskip("torch.distributed")
-    assert agree(distributed.HashStore(), "a", 0, 2, timedelta(seconds=0.1)) is False
+    assert failure.agree(distributed.HashStore(), "a", 0, 2, timedelta(seconds=0.1)) is False
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""What the distributed tests share: the answers, Hugging Face's numbers, and each layout's, computed once."""
+
+import pytest
+
+from tests.distributed.cases import gradients_and_updates
+from tests.tiny import make_answers, oracle
+
+
+@pytest.fixture(scope="session")
+def answers():
+    """Sixteen ragged trajectories."""
+    return make_answers()
+
+
+@pytest.fixture(scope="session")
+def exact(tiny_model, answers):
+    """`exact(family, tied)`: Hugging Face in float64 on the tiny model and the answers."""
+    made = {}
+
+    def get(family: str = "qwen3", tied: bool = False):
+        if (family, tied) not in made:
+            made[family, tied] = oracle(tiny_model(family, tied), answers)
+        return made[family, tied]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def measure(pool, tiny_model, answers):
+    """`measure(family, tied, layout)`: every rank's `gradients_and_updates` in float32, two steps, launched once."""
+    made = {}
+
+    def get(family, tied, layout):
+        key = (family, tied, str(layout))
+        if key not in made:
+            args = (tiny_model(family, tied), layout, answers, "float32", 2)
+            made[key] = pool.run(gradients_and_updates, layout.world_size, *args)
+        return made[key]
+
+    return get

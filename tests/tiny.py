@@ -44,6 +44,10 @@ class Answers:
     advantages: Tensor
     loss_weights: Tensor
 
+    def __iter__(self):
+        """The arguments of `Actor.update`, in its order."""
+        return iter((self.trajectories, self.old_log_probs, self.advantages, self.loss_weights))
+
     def select(self, sequences: list[int]) -> "Answers":
         """Some of the trajectories, in this order, with their values."""
         starts = torch.tensor([0] + [len(t.response_ids) for t in self.trajectories]).cumsum(0).tolist()

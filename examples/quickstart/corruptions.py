@@ -1,18 +1,9 @@
-"""Twelve ways to spoil an answer. Demonstrations are spoiled so that reinforcement learning has something to mend."""
+"""Ways to spoil an answer. Demonstrations are spoiled so that reinforcement learning has something to mend."""
 
 import random
 from dataclasses import replace
 
 from tool_task import SLOT_OF, SLOTS, Answer, Call, Task
-
-
-def spoil(rng: random.Random, task: Task, answer: Answer) -> str:
-    """Return the text of `answer`, spoiled in one way that its kind allows."""
-    if answer.calls:
-        kinds = CALL_KINDS + (TWO_CALL_KINDS if len(answer.calls) == 2 else ONE_CALL_KINDS)
-    else:
-        kinds = RESPONSE_KINDS
-    return rng.choice(kinds)(rng, task, answer)
 
 
 def drop_parameter(rng: random.Random, task: Task, answer: Answer) -> str:
@@ -91,10 +82,10 @@ def bad_json(rng: random.Random, task: Task, answer: Answer) -> str:
 
 
 FORMAT_KINDS = (no_think, unclosed_think, wrong_order)
-CALL_KINDS = (*FORMAT_KINDS, drop_parameter, rename_parameter, wrong_value, wrong_tool, bad_json, extra_response,
-              response_instead)  # fmt: skip
-ONE_CALL_KINDS = (duplicate_call,)
-TWO_CALL_KINDS = (missing_call,)
+VALUE_KINDS = (drop_parameter, rename_parameter, wrong_value, wrong_tool, bad_json)
+CALL_KINDS = (*FORMAT_KINDS, *VALUE_KINDS, extra_response, response_instead)
+ONE_CALL_KINDS = (*CALL_KINDS, duplicate_call)
+TWO_CALL_KINDS = (*CALL_KINDS, missing_call)
 RESPONSE_KINDS = (*FORMAT_KINDS, call_instead)
 
 
@@ -105,3 +96,9 @@ def _pick_parameter(rng: random.Random, answer: Answer) -> tuple[int, str]:
 
 def _with_call(answer: Answer, index: int, call: Call) -> str:
     return replace(answer, calls=(*answer.calls[:index], call, *answer.calls[index + 1 :])).text()
+
+
+def spoil(rng: random.Random, task: Task, answer: Answer) -> str:
+    """Return the text of `answer`, spoiled in one of the ways its kind allows."""
+    kinds = {0: RESPONSE_KINDS, 1: ONE_CALL_KINDS, 2: TWO_CALL_KINDS}[len(answer.calls)]
+    return rng.choice(kinds)(rng, task, answer)

@@ -1,8 +1,8 @@
 """A small tool-use task: read two tools from the prompt, answer a request by calling the right ones.
 
-Each prompt shows two of ten tools. Their one to three parameters go by one of several names, so names must be read
-from the prompt; the values must be copied from the request. One request in ten wants no call, one in five wants two.
-Everything is drawn from the random.Random passed in; a word of this file is one token of the tokenizer in `model/`.
+Each prompt shows two of ten tools with one to three parameters. A parameter goes by one of two names, so names must be
+read from the prompt; values must be copied from the request. One request in ten wants no call, one in five wants two.
+Everything is drawn from the random.Random passed in; every word in this file is one token of the tokenizer in `model/`.
 """
 
 import json
@@ -10,12 +10,12 @@ import random
 from dataclasses import dataclass
 
 SLOTS = {  # slot: (the word before its value in a request, parameter names, values)
-    "place": ("in", ("city", "town", "place"), "Cairo Delhi Kyoto Lima Oslo Paris Quito Rome".split()),
-    "day": ("on", ("day", "date", "when"), "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
-    "person": ("with", ("person", "name", "who"), "Ana Ben Cleo Dan Eva Finn Gus Hana".split()),
-    "topic": ("about", ("topic", "subject", "theme"), "art cats chess dance golf jazz maps tea".split()),
-    "count": ("for", ("count", "number", "size"), list(range(2, 10))),
-    "language": ("speaking", ("language", "tongue", "speech"), "Dutch French Greek Hindi Irish Thai".split()),
+    "place": ("in", ("city", "town"), "Cairo Delhi Kyoto Lima Oslo Paris Quito Rome".split()),
+    "day": ("on", ("day", "date"), "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
+    "person": ("with", ("person", "guest"), "Ana Ben Cleo Dan Eva Finn Gus Hana".split()),
+    "topic": ("about", ("topic", "subject"), "art cats chess dance golf jazz maps tea".split()),
+    "count": ("for", ("count", "number"), list(range(2, 10))),
+    "language": ("speaking", ("language", "tongue"), "Dutch French Greek Hindi Irish Thai".split()),
 }
 TOOLS = {  # tool: (how a request asks for it, its slots)
     "get_weather": ("weather", ("place", "day")),
@@ -30,7 +30,7 @@ TOOLS = {  # tool: (how a request asks for it, its slots)
     "call_taxi": ("taxi", ("place", "person", "count")),
 }
 SMALL_TALK = ("hello", "thanks", "good morning", "how are you", "nice work", "see you")
-FILLERS = "so well now okay right then sure fine let me see first".split()
+FILLERS = "so well now okay right then sure fine let me see first wait".split()
 SLOT_OF = {name: slot for slot, (_, names, _) in SLOTS.items() for name in names}
 
 

@@ -89,7 +89,7 @@ class Actor:
         self.policy.train()
         self.zero.begin()
         sums = self._run(trajectories, loss, forward_only=False)
-        grad_norm, learning_rate = self.zero.step()
+        grad_norm, learning_rate = self.zero.step(torch.stack(sums)[:, 0].sum() if sums else None)
         self.version += 1
         return {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
 

@@ -51,3 +51,11 @@ def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> N
         chunk = policy.chunks[0 if parallel.is_first_stage else -1]
         grad = accumulated_gradient(optimizer, chunk.shared_embedding_or_output_weight())
         dist.all_reduce(grad, group=parallel_state.get_embedding_group())
+
+
+def spoil_unless_finite(policy: Policy, optimizer, loss: Tensor) -> None:
+    """Make a gradient non-finite when `loss` (0-dim) is, so that every rank skips the step.
+
+    The clip's derivative is 0 where a token's loss is NaN, so the gradients alone need not show it.
+    """
+    accumulated_gradient(optimizer, next(policy.parameters())).add_(0.0 * loss)

@@ -15,7 +15,7 @@ import torch
 from megatron.core import parallel_state
 from torch import nn
 
-from rest_megatron.actor.gradients import mark_tied_copy, sum_replicated_gradients
+from rest_megatron.actor.gradients import mark_tied_copy, spoil_unless_finite, sum_replicated_gradients
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import OptimConfig
@@ -130,16 +130,27 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.allreduce_gradients()
 
-    def step(self) -> tuple[float, float]:
+    def step(self, loss: torch.Tensor | None) -> tuple[float, float]:
         """Reduce, clip, update, advance the schedule.
 
-        Returns (global gradient norm before clipping, learning rate used). A non-finite norm changes no weight and
-        comes back as inf.
+        loss: this rank's share of the loss, 0-dim, on the last stage; None before it.
+        Returns (global gradient norm before clipping, learning rate used). A non-finite loss or norm changes no
+        weight, does not advance the schedule, and comes back as a norm of inf.
         """
         learning_rate = self.scheduler.get_last_lr()[0]
+        if loss is not None:
+            spoil_unless_finite(self.policy, self.optimizer, loss)
         self.reduce()
         self.engine.step()
-        return float(self.engine.get_global_grad_norm()), learning_rate
+        grad_norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(grad_norm):
+            self._discard_reduced_gradients()
+        return grad_norm, learning_rate
+
+    def _discard_reduced_gradients(self) -> None:
+        """After a skipped step DeepSpeed keeps offloaded bf16 gradients and would add the next step's to them."""
+        reduced = getattr(self.optimizer, "averaged_gradients", {})
+        reduced.update(dict.fromkeys(reduced))
 
 
 class ScheduledChunk(nn.Module):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_grad
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize
 from rest_megatron.checkpoint.hf import gather_tensors
+from rest_megatron.checkpoint.mapping import mapped_parameters
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -59,7 +60,8 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
         parallel=ParallelConfig(layout.tp, layout.pp, layout.vpp, layout.sp),
         megatron=layout.megatron, deepspeed=layout.deepspeed,
         algorithm=AlgorithmConfig(clip_ratio_low=0.2, clip_ratio_high=0.2),
-        optim=OptimConfig(**{"lr": 1e-3, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
+        # Adam divides by |gradient| + eps: a larger eps keeps the rounding of near-zero gradients out of the weights.
+        optim=OptimConfig(**{"lr": 1e-3, "eps": 1e-6, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
         train=TrainConfig(max_tokens_per_micro_batch=layout.max_tokens),
     )
 
@@ -77,15 +79,18 @@ def share(answers: Answers, parallel: Parallel) -> tuple[Answers, list[int]]:
 
 def replica_difference(actor: Actor, parallel: Parallel) -> float:
     """Largest difference of any parameter from another rank's copy of it: over DP all, over TP the replicated ones."""
-    worst = 0.0
-    for parameter in actor.policy.parameters():
-        groups = [parallel.dp_group] + ([] if parameter.tensor_model_parallel else [parallel.tp_group])
-        for group in groups:
-            highest, lowest = parameter.detach().clone(), parameter.detach().clone()
-            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
-            dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=group)
-            worst = max(worst, float((highest - lowest).abs().max()))
-    return worst
+    mapped = list(mapped_parameters(actor.policy))
+    replicated = [m.parameter for m in mapped if m.dim is None]
+    pairs = [(parallel.dp_group, [m.parameter for m in mapped]), (parallel.tp_group, replicated)]
+    return max(_spread_over(group, parameters) for group, parameters in pairs)
+
+
+def _spread_over(group: dist.ProcessGroup, parameters: list[torch.nn.Parameter]) -> float:
+    highest = torch.cat([p.detach().flatten() for p in parameters])
+    lowest = highest.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=group)
+    return float((highest - lowest).abs().max())
 
 
 def tied_copy_difference(actor: Actor, parallel: Parallel) -> float:
@@ -103,9 +108,9 @@ def tied_copy_difference(actor: Actor, parallel: Parallel) -> float:
 
 
 def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str = "float32",
-                          steps: int = 1, **optim) -> dict:
+                          steps: int = 1) -> dict:
     """Logits, log-probs, reduced gradients, gradient norm and, after `steps` AdamW steps, weights and differences."""
-    actor, parallel = start(launch, make_config(model, layout, dtype, **optim), TOTAL_STEPS)
+    actor, parallel = start(launch, make_config(model, layout, dtype))
     ours, mine = share(answers, parallel)
     stats = actor.log_probs(ours.trajectories)
     logits = response_logits(actor, parallel, ours)
@@ -117,8 +122,7 @@ def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: 
     gradients = named(actor, parallel, safe_get_full_grad)
     actor.zero.engine.step()
     grad_norm = float(actor.zero.engine.get_global_grad_norm())
-    metrics = [actor.update(ours.trajectories, ours.old_log_probs, ours.advantages, ours.loss_weights)
-               for _ in range(steps - 1)]
+    metrics = [actor.update(*ours) for _ in range(steps - 1)]
     return {
         "sequences": mine, "log_probs": stats.log_probs, "entropy": stats.entropy, "collision": stats.collision,
         "logits": logits, "gradients": gradients, "grad_norm": grad_norm, "metrics": metrics,
@@ -127,11 +131,20 @@ def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: 
     }
 
 
+def trained(launch: Launch, model: Path, layout: Layout, answers: Answers, steps: int, optim: dict,
+            dtype: str = "float32") -> dict:
+    """Metrics of each of `steps` updates, and the weights, float32 masters and replica differences after them."""
+    actor, parallel = start(launch, make_config(model, layout, dtype, **optim), steps)
+    ours, _ = share(answers, parallel)
+    metrics = [actor.update(*ours) for _ in range(steps)]
+    return {"metrics": metrics, "weights": named(actor, parallel, lambda p: p.data),
+            "masters": named(actor, parallel, safe_get_full_fp32_param),
+            "replicas": replica_difference(actor, parallel), "tied": tied_copy_difference(actor, parallel)}
+
+
 def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch.Tensor | None:
-    """The raw logits [tokens, vocab] that predict this rank's response tokens; None before the last stage."""
-    if not answers.trajectories:
-        return None
-    whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size)
+    """The raw logits [tokens, vocab] that predict this rank's response tokens, on the last stage; None before it."""
+    whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size, device=parallel.device)
 
     def keep(batch, logits, non_loss_data=True):
         shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
@@ -141,7 +154,7 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
     actor.policy.eval()
     with torch.no_grad():
         actor._run(answers.trajectories, keep, forward_only=True)
-    return whole if parallel.is_last_stage else None
+    return whole.cpu() if parallel.is_last_stage else None
 
 
 def in_order(results: list[dict], key: str, answers: Answers) -> torch.Tensor:
@@ -164,10 +177,6 @@ def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]
     """Whole tensors of this stage by Hugging Face name, on its first tensor- and data-parallel rank."""
     tensors = dict(gather_tensors(actor.policy, parallel, value_of))
     return {k: v.clone() for k, v in tensors.items() if v is not None} if parallel.dp_rank == 0 else {}
-
-
-def with_megatron(layout: Layout, **fields) -> Layout:
-    return replace(layout, megatron=fields)
 
 
 def sampled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig,

@@ -22,9 +22,9 @@ def rank_of(world_size: int) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("override", "world_size", "code", "fragments"),
     [
-        ("data.train=nowhere.jsonl", 1, 3, ["nowhere.jsonl"]),
+        ("data.train=nowhere.jsonl", 1, 2, ["nowhere.jsonl"]),
         ("model.path=nowhere", 1, 2, ["nowhere"]),
-        ("optim.learning_rate=1", 1, 2, ["optim.learning_rate", "optim.lr"]),
+        ("optim.weight_dekay=1", 1, 2, ["optim.weight_dekay", "optim.weight_decay"]),
         ("parallel.tensor_model_parallel_size=2", 3, 2, ["world size (3)", "TP (2)"]),
         ("parallel.tensor_model_parallel_size=3", 3, 2, ["num_attention_heads=4", "1, 2"]),
         ("parallel.pipeline_model_parallel_size=3", 3, 2, ["num_hidden_layers=4"]),

@@ -1,0 +1,84 @@
+"""What the gloo workers run for the export tests."""
+
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.model import DTYPES, Policy
+from rest_megatron.actor.parallel import Parallel, initialize
+from rest_megatron.checkpoint import hf
+from rest_megatron.checkpoint.hf import RandomWeights, Safetensors, export, load_weights
+from rest_megatron.config.schema import Config
+from rest_megatron.launch import Launch
+from tests.distributed.cases import Layout, make_config, named, share, start
+from tests.tiny import Answers
+
+
+def loaded(config: Config, parallel: Parallel) -> Policy:
+    """A policy with the weights of `config.model.path`, without an engine around it."""
+    from transformers import AutoConfig
+
+    path = Path(config.model.path)
+    model = AutoConfig.from_pretrained(path)
+    model.dtype = DTYPES[config.model.dtype]
+    policy = Policy(model, config, parallel)
+    source = RandomWeights(config.run.seed, model) if config.model.random_init else Safetensors(path, model)
+    load_weights(policy, source, parallel)
+    return policy
+
+
+def exported_twice(launch: Launch, model: Path, layout: Layout, dtype: str, directory: Path, file_bytes: int) -> None:
+    """Import `model`, export it to first/, import that, export it to second/."""
+    config = make_config(model, layout, dtype)
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    with mock.patch.object(hf, "MAX_FILE_BYTES", file_bytes):
+        export(loaded(config, parallel), parallel, directory / "first", model)
+        config = make_config(directory / "first", layout, dtype)
+        export(loaded(config, parallel), parallel, directory / "second", directory / "first")
+
+
+def trained_and_exported(launch: Launch, model: Path, layout: Layout, answers: Answers, directory: Path) -> dict:
+    """Weights after two updates, and their export."""
+    actor, parallel = start(launch, make_config(model, layout))
+    ours, _ = share(answers, parallel)
+    for _ in range(2):
+        actor.update(*ours)
+    actor.export(directory)
+    return {"weights": named(actor, parallel, lambda p: p.data)}
+
+
+def random_weights(launch: Launch, model: Path, layout: Layout, seed: int) -> dict:
+    """The weights of an actor that starts from `model.random_init`."""
+    config = make_config(model, layout)
+    config = replace(config, run=replace(config.run, seed=seed), model=replace(config.model, random_init=True))
+    actor, parallel = start(launch, config)
+    return {"weights": named(actor, parallel, lambda p: p.data)}
+
+
+def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
+    """Break an export after its weights are written, before it is complete; the error's text."""
+    config = make_config(model, Layout())
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    policy = loaded(config, parallel)
+    with mock.patch.object(hf, "_copy_companions", side_effect=OSError("disk full")):
+        try:
+            export(policy, parallel, directory, model)
+        except OSError as error:
+            return str(error)
+    return ""
+
+
+def noncontiguous_gather(launch: Launch, model: Path, layout: Layout, guarded: bool) -> dict:
+    """Whole tensors gathered from parameters whose values lie transposed in memory."""
+    config = make_config(model, layout)
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    actor = Actor(config, parallel, total_steps=1)
+    contiguous = torch.Tensor.contiguous
+    transposed = lambda p: contiguous(p.data.t()).t() if p.dim() == 2 else p.data  # noqa: E731
+    if guarded:
+        return {"weights": named(actor, parallel, transposed)}
+    with mock.patch.object(torch.Tensor, "contiguous", lambda self, *args, **kwargs: self):
+        return {"weights": named(actor, parallel, transposed)}

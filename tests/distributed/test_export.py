@@ -1,0 +1,111 @@
+"""Weights in and out: import and export are exact on every layout, and an export is complete or absent."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.distributed.cases import Layout, merged
+from tests.distributed.export_cases import exported_twice, interrupted_export, random_weights, trained_and_exported
+
+LAYOUTS = [
+    Layout(),
+    Layout(tp=2),
+    Layout(pp=2),
+    Layout(dp=2),
+    Layout(tp=2, pp=2),
+    Layout(tp=2, dp=2),
+    Layout(pp=2, dp=2),
+    Layout(pp=2, vpp=2),
+    Layout(tp=2, pp=2, vpp=2, sp=True),
+]
+# 100 kB: the tiny models (0.5 MB of layers, 128 kB per embedding in fp32) are cut into several files.
+SEVERAL_FILES, ONE_FILE = 100_000, 2**30
+CASES = [
+    *(("qwen3", tied, layout, "float32", SEVERAL_FILES) for tied in (False, True) for layout in LAYOUTS),
+    ("qwen3", False, Layout(tp=2, pp=2), "bfloat16", SEVERAL_FILES),
+    ("qwen3", True, Layout(pp=2, vpp=2), "bfloat16", SEVERAL_FILES),
+    ("qwen3", True, Layout(), "float32", ONE_FILE),
+    ("qwen3", False, Layout(tp=2, pp=2), "float32", ONE_FILE),
+    ("qwen2", False, Layout(tp=2, pp=2), "float32", SEVERAL_FILES),
+    ("llama", True, Layout(tp=2, pp=2), "bfloat16", SEVERAL_FILES),
+]
+IDS = [f"{f}-{'tied' if t else 'untied'}-{layout}-{dtype}-{size}" for f, t, layout, dtype, size in CASES]
+
+
+def read(directory) -> dict:
+    """All tensors of a directory's safetensors; no name twice."""
+    tensors = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        part = load_file(path)
+        assert not tensors.keys() & part.keys()
+        tensors.update(part)
+    return tensors
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+@pytest.mark.parametrize("family, tied, layout, dtype, file_bytes", CASES, ids=IDS)
+def test_import_and_export_are_exact_and_hugging_face_reads_them(pool, tiny_model, tmp_path, family, tied, layout,
+                                                                 dtype, file_bytes):
+    model = tiny_model(family, tied)
+    pool.run(exported_twice, layout.world_size, model, layout, dtype, tmp_path, file_bytes)
+    original = {name: tensor.to(getattr(torch, dtype)) for name, tensor in read(model).items()}
+    assert same(read(tmp_path / "first"), original)
+    for path in sorted((tmp_path / "first").iterdir()):
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+    assert len(list((tmp_path / "first").iterdir())) == len(list((tmp_path / "second").iterdir()))
+    files = sorted(path.name for path in (tmp_path / "first").glob("*.safetensors"))
+    if file_bytes == SEVERAL_FILES:
+        index = json.loads((tmp_path / "first" / "model.safetensors.index.json").read_text())
+        assert sorted(set(index["weight_map"].values())) == files
+        assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
+        assert index["metadata"]["total_size"] == sum(x.nbytes for x in original.values())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "first", dtype="auto")
+    assert again.dtype == getattr(torch, dtype)
+    assert same({n: t for n, t in again.state_dict().items() if not (tied and n == "lm_head.weight")}, original)
+
+
+@pytest.mark.parametrize("tied, layout", [(False, Layout(tp=2, dp=2)), (True, Layout(pp=2, dp=2))], ids=str)
+def test_a_trained_policy_is_exported_as_it_is(pool, tiny_model, answers, tmp_path, tied, layout):
+    model = tiny_model(tied=tied)
+    out = tmp_path / "out"
+    results = pool.run(trained_and_exported, layout.world_size, model, layout, answers, out)
+    exported = read(out)
+    assert same(exported, merged(results, "weights"))
+    assert not any(torch.equal(exported[name], tensor) for name, tensor in read(model).items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_random_weights_are_the_same_on_every_layout(pool, tiny_model, tied):
+    model = tiny_model(tied=tied)
+    first = merged(pool.run(random_weights, 1, model, Layout(), 3), "weights")
+    for layout in (Layout(tp=2, dp=2), Layout(pp=2, vpp=2), Layout(tp=2, pp=2)):
+        assert same(merged(pool.run(random_weights, layout.world_size, model, layout, 3), "weights"), first)
+    other = merged(pool.run(random_weights, 1, model, Layout(), 4), "weights")
+    for name, tensor in first.items():
+        if tensor.dim() == 1:
+            assert (tensor == 1).all()
+        else:
+            assert tensor.std() == pytest.approx(0.02, rel=0.1) and abs(tensor.mean()) < 2e-3
+            assert not torch.equal(tensor, other[name])
+    matrices = [tensor.flatten()[:64] for tensor in first.values() if tensor.dim() == 2]
+    assert len({tuple(row.tolist()) for row in matrices}) == len(matrices)
+
+
+def test_an_existing_directory_is_replaced_only_by_a_complete_export(pool, tiny_model, tmp_path):
+    model, out = tiny_model(), tmp_path / "first"
+    out.mkdir()
+    (out / "model-00001-of-00009.safetensors").write_bytes(b"the last good export")
+    assert pool.run(interrupted_export, 1, model, out) == ["disk full"]
+    assert [path.name for path in out.iterdir()] == ["model-00001-of-00009.safetensors"]
+    assert (tmp_path / "first.partial").exists(), "the export had begun"
+    pool.run(exported_twice, 1, model, Layout(), "float32", tmp_path, ONE_FILE)
+    assert same(read(out), read(model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]

@@ -1,0 +1,159 @@
+"""Guards of the training step, taken away one at a time inside a gloo worker.
+
+Each entry of GUARDS is a context manager factory that removes one guard from the product; `without` runs a case in
+it. The tests then see the numbers go wrong, so the parity tests would notice if the guard were ever lost.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from rest_megatron.actor import actor as actor_module
+from rest_megatron.actor import gradients, model, zero
+from rest_megatron.launch import Launch
+from tests.distributed.cases import Layout, make_config, named, share, start
+from tests.tiny import Answers
+
+SUMMED = gradients.needs_tensor_parallel_sum
+TRANSFORMER_CONFIG = model.transformer_config
+ENGINE_CONFIG = actor_module.engine_config
+LOAD_WEIGHTS = actor_module.load_weights
+
+
+class _NoEmbeddingSum:
+    """`torch.distributed` without the sum over the pipeline's ends."""
+
+    def __getattr__(self, name):
+        return getattr(dist, name)
+
+    @staticmethod
+    def all_reduce(tensor, group=None, **kwargs):
+        if group is not parallel_state.get_embedding_group():
+            dist.all_reduce(tensor, group=group, **kwargs)
+
+
+def _transformer_config(*args, **fields):
+    megatron = TRANSFORMER_CONFIG(*args)
+    for name, value in fields.items():
+        setattr(megatron, name, value)
+    return megatron
+
+
+def _with_fields(**fields):
+    return partial(mock.patch.object, model, "transformer_config",
+                   lambda *args: _transformer_config(*args, **fields))
+
+
+def _without_engine_keys(*names: str):
+    def config(*args, **kwargs):
+        return {name: value for name, value in ENGINE_CONFIG(*args, **kwargs).items() if name not in names}
+
+    return partial(mock.patch.object, actor_module, "engine_config", config)
+
+
+def _overlapped(*args, **kwargs):
+    settings = ENGINE_CONFIG(*args, **kwargs)
+    return {**settings, "zero_optimization": {**settings["zero_optimization"], "overlap_comm": True}}
+
+
+def _load_without_marks(policy, source, parallel):
+    LOAD_WEIGHTS(policy, source, parallel)
+    for parameter in policy.parameters():
+        del parameter.tensor_model_parallel
+
+
+def _only(*kinds: str):
+    """Sum over tensor-parallel ranks only these parameters."""
+    return lambda name, parameter: SUMMED(name, parameter) and any(kind in name for kind in kinds)
+
+
+GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
+    "q/k norm gradients are summed over TP": partial(
+        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("input_layernorm", "pre_mlp", "final")),
+    "norm gradients are summed over TP under SP": partial(
+        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("q_layernorm", "k_layernorm")),
+    "tied embedding gradients are summed over the pipeline's ends": partial(
+        mock.patch.object, gradients, "dist", _NoEmbeddingSum()),
+    "the tied copy is not counted in the norm": partial(
+        mock.patch.object, zero, "mark_tied_copy", lambda policy, parallel: None),
+    "sharded parameters are marked": partial(mock.patch.object, actor_module, "load_weights", _load_without_marks),
+    "the norm covers every pipeline stage": partial(
+        mock.patch.object, zero.ModelParallelUnit, "get_model_parallel_group",
+        lambda self: parallel_state.get_tensor_model_parallel_group()),
+    "boundary mode": partial(
+        mock.patch.multiple, zero.ZeroEngine, begin=lambda self: None, reduce=lambda self: None),
+    "communication is not overlapped": partial(mock.patch.object, actor_module, "engine_config", _overlapped),
+    "interleaved stages overlap p2p": _with_fields(overlap_p2p_comm=False, batch_p2p_comm=True),
+    "the schedule does not divide the loss": _with_fields(calculate_per_token_loss=False),
+    "the loss is scaled by the data-parallel size": partial(
+        mock.patch.object, actor_module.Actor, "_for_schedule",
+        lambda self, loss, batch, sums: (loss, torch.tensor(1), torch.stack([x.detach().double() for x in sums]))),
+    "bf16 gradients accumulate in float32": _without_engine_keys("data_types"),
+    "bf16 gradients are reduced in float32": _without_engine_keys("communication_data_type"),
+    "DeepSpeed knows of bf16": _without_engine_keys("bf16", "data_types", "communication_data_type"),
+}
+
+
+def without(launch: Launch, guard: str, case: Callable, *args) -> dict:
+    """Run `case(launch, *args)` with one guard taken away."""
+    with GUARDS[guard]():
+        return case(launch, *args)
+
+
+def not_a_number(launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str, where: str) -> dict:
+    """A good update, one with a NaN on the last rank only, and a good one: weights and metrics after each.
+
+    `where`: a loss stream, whose first entry becomes NaN, or "gradient": an accumulated gradient gets one.
+    """
+    actor, parallel = start(launch, make_config(model_path, layout, dtype, warmup_steps=10))
+    ours, _ = share(answers, parallel)
+    last = parallel.rank == parallel.world_size - 1
+    history = []
+    for bad in (False, True, False):
+        streams = {name: getattr(ours, name).clone() for name in ("old_log_probs", "advantages", "loss_weights")}
+        if bad and where in streams and parallel.dp_rank == parallel.dp_size - 1:
+            streams[where][0] = float("nan")
+        spoilt = spoil_a_gradient if bad and where == "gradient" and last else gradients.sum_replicated_gradients
+        with mock.patch.object(zero, "sum_replicated_gradients", spoilt):
+            metrics = actor.update(ours.trajectories, **streams)
+        history.append({"metrics": metrics, "weights": named(actor, parallel, lambda p: p.data)})
+    return {"history": history}
+
+
+def spoil_a_gradient(policy, optimizer, parallel) -> None:
+    """Put a NaN into the gradient of one sharded matrix, then do what should be done."""
+    matrix = next(p for name, p in policy.named_parameters() if "linear_fc1" in name)
+    gradients.accumulated_gradient(optimizer, matrix).view(-1)[0] = float("nan")
+    gradients.sum_replicated_gradients(policy, optimizer, parallel)
+
+
+def logits_before_and_after_the_losses(launch: Launch, model_path: Path, layout: Layout, answers: Answers) -> list[bool]:
+    """For every loss and micro-batch: whether it left the logits it was given as they were."""
+    actor, parallel = start(launch, make_config(model_path, layout))
+    ours, _ = share(answers, parallel)
+    streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
+    unchanged = []
+
+    def watch(batch, logits, non_loss_data=True):
+        before = logits.clone()
+        for loss in (actor._token_stats, partial(actor._policy_loss, streams), partial(actor._supervised_loss, 100)):
+            loss(batch, logits)
+            unchanged.append(torch.equal(before, logits))
+
+    with torch.no_grad():
+        actor._run(ours.trajectories, watch, forward_only=True)
+    return unchanged
+
+
+def ranks_of_deepspeed(launch: Launch, model_path: Path, layout: Layout) -> tuple[int, int]:
+    """What DeepSpeed is told: this rank's number among the model-parallel ranks, and how many there are."""
+    actor, parallel = start(launch, make_config(model_path, layout))
+    unit = zero.ModelParallelUnit(parallel)
+    assert unit.get_model_parallel_world_size() == dist.get_world_size(unit.get_model_parallel_group())
+    return unit.get_model_parallel_rank(), unit.get_model_parallel_world_size()

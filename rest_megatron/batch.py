@@ -36,8 +36,16 @@ class Batch:
     mini_batches: list[MiniBatch]
 
 
-def make_batch(samples: Sequence[Sample], advantages: Tensor, token_table: Sequence[bytes], *, mini_batch_size: int,
-               dp_rank: int, dp_size: int, device: torch.device) -> Batch:
+def make_batch(
+    samples: Sequence[Sample],
+    advantages: Tensor,
+    token_table: Sequence[bytes],
+    *,
+    mini_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    device: torch.device,
+) -> Batch:
     """Cut the step's answers into mini-batches of `mini_batch_size`, deal each over the data-parallel ranks, keep ours.
 
     samples: all answers of the step, prompt after prompt; advantages: [len(samples)] float32, in the same order.
@@ -49,8 +57,9 @@ def make_batch(samples: Sequence[Sample], advantages: Tensor, token_table: Seque
         part = samples[first : first + mini_batch_size]
         hand = deal([len(s.prompt_ids) + len(s.token_ids) for s in part], dp_size)[dp_rank]
         added = sum(len(part[i].token_ids) for i in hand)
-        mini_batches.append(MiniBatch(slice(len(mine), len(mine) + len(hand)), slice(num_tokens, num_tokens + added),
-                                      len(part)))
+        mini_batches.append(
+            MiniBatch(slice(len(mine), len(mine) + len(hand)), slice(num_tokens, num_tokens + added), len(part))
+        )
         mine += [first + i for i in hand]
         num_tokens += added
     ours = [samples[i] for i in mine]

@@ -15,13 +15,21 @@ def answer_bytes(sample: Sample, token_table: Sequence[bytes]) -> bytes:
     return decode(ids, token_table)
 
 
-def score_groups(groups: Sequence[Sequence[Sample]], truths: Sequence[GroundTruth], token_table: Sequence[bytes], *,
-                 progress: float, parallel: Parallel) -> list[list[Score]]:
+def score_groups(
+    groups: Sequence[Sequence[Sample]],
+    truths: Sequence[GroundTruth],
+    token_table: Sequence[bytes],
+    *,
+    progress: float,
+    parallel: Parallel,
+) -> list[list[Score]]:
     """One Score per answer. Rank 0 scores and broadcasts, so that all ranks train on the same numbers."""
     scores = None
     if parallel.rank == 0:
-        scores = [[score(answer_bytes(sample, token_table), truth, progress=progress) for sample in group]
-                  for group, truth in zip(groups, truths, strict=True)]
+        scores = [
+            [score(answer_bytes(sample, token_table), truth, progress=progress) for sample in group]
+            for group, truth in zip(groups, truths, strict=True)
+        ]
     return parallel.broadcast_object(scores)
 
 

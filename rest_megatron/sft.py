@@ -14,8 +14,11 @@ def main(config: Config) -> None:
     """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
     tokenizer = read_tokenizer(config)
     demonstrations = load_demonstrations(
-        config.sft.data, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
-        max_response_tokens=config.rollout.max_new_tokens, overlong=config.data.overlong,
+        config.sft.data,
+        tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_new_tokens,
+        overlong=config.data.overlong,
     )
     trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
     with open_session(config, tokenizer, config.sft.steps) as session:

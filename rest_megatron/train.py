@@ -19,14 +19,12 @@ from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.method.advantages import group_relative
 from rest_megatron.method.aggregation import loss_weights
-from rest_megatron.method.curriculum import anneal
-from rest_megatron.method.regions import Region
-from rest_megatron.method.weights import region_entropy_sums, region_weights, token_weights, update_region_entropy
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, rollout_metrics
 from rest_megatron.reward.score import parse_ground_truth
 from rest_megatron.scoring import reward_metrics, score_groups
 from rest_megatron.session import Session, open_session
+from rest_megatron.weighing import weigh
 
 
 def optimizer_steps(config: Config) -> int:
@@ -41,9 +39,9 @@ def main(config: Config) -> None:
     prompts = read_prompts(config, tokenizer, config.data.train)
     heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval else []
     with open_session(config, tokenizer, optimizer_steps(config)) as session:
-        before = log_evaluation(session, 0, heldout)
+        before = evaluate(session, 0, heldout)
         train(session, prompts, heldout)
-        after = log_evaluation(session, config.train.steps, heldout)
+        after = evaluate(session, config.train.steps, heldout)
         session.actor.export(session.run_dir / "hf")
         if session.is_main:
             write_report(session.run_dir)
@@ -52,24 +50,29 @@ def main(config: Config) -> None:
 
 def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Prompt]:
     """Prompts of a file, every row checked against the limits and the reward's parser."""
-    return load_prompts(path, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens,
-                        overlong=config.data.overlong, validate=parse_ground_truth)
+    return load_prompts(
+        path,
+        tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        overlong=config.data.overlong,
+        validate=parse_ground_truth,
+    )
 
 
 def train(session: Session, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
     """All steps."""
     config = session.config
     cursor = PromptCursor(len(prompts), config.run.seed)
-    entropy_state = None
+    running_entropy = None
     for step in range(config.train.steps):
         started = time.perf_counter()
         chosen = [prompts[i] for i in cursor.next_batch(config.rollout.prompts_per_step)]
-        entropy_state, metrics = train_step(session, step, chosen, entropy_state)
+        running_entropy, metrics = train_step(session, step, chosen, running_entropy)
         metrics["time/step"] = time.perf_counter() - started
         session.metrics.log(step + 1, metrics)
         session.progress.step(step + 1, config.train.steps, metrics)
         if due(config.train.eval_interval, step + 1, config.train.steps):
-            log_evaluation(session, step + 1, heldout)
+            evaluate(session, step + 1, heldout)
         if due(config.train.export_interval, step + 1, config.train.steps):
             session.actor.export(session.run_dir / f"hf-{step + 1:06d}")
 
@@ -79,15 +82,19 @@ def due(interval: int, step: int, last: int) -> bool:
     return interval > 0 and step % interval == 0 and step < last
 
 
-def train_step(session: Session, step: int, prompts: Sequence[Prompt],
-               entropy_state: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+def train_step(
+    session: Session, step: int, prompts: Sequence[Prompt], running_entropy: Tensor | None
+) -> tuple[Tensor, dict[str, float]]:
     """One rollout and its updates. Returns the running region entropies [4] and the step's metrics."""
     config, actor, parallel = session.config, session.actor, session.parallel
     progress = step / config.train.steps
     started = time.perf_counter()
     session.rollout.publish(actor.version)
-    groups = session.rollout.generate([p.token_ids for p in prompts], group_size=config.rollout.group_size,
-                                      seed=config.run.seed + 1_000_003 * (step + 1))
+    groups = session.rollout.generate(
+        [p.token_ids for p in prompts],
+        group_size=config.rollout.group_size,
+        seed=config.run.seed + 1_000_003 * (step + 1),
+    )
     rollout_seconds = time.perf_counter() - started
 
     truths = [parse_ground_truth(p.ground_truth) for p in prompts]
@@ -95,31 +102,33 @@ def train_step(session: Session, step: int, prompts: Sequence[Prompt],
     totals = torch.tensor([[s.total for s in group] for group in scores])
     advantages = group_relative(totals, normalize_by_std=config.algorithm.normalize_by_std).flatten()
     samples = [sample for group in groups for sample in group]
-    batch = make_batch(samples, advantages, session.token_table,
-                       mini_batch_size=config.train.mini_batch_size or len(samples),
-                       dp_rank=parallel.dp_rank, dp_size=parallel.dp_size, device=parallel.device)
+    batch = make_batch(
+        samples,
+        advantages,
+        session.token_table,
+        mini_batch_size=config.train.mini_batch_size or len(samples),
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.dp_size,
+        device=parallel.device,
+    )
 
     started = time.perf_counter()
     old = actor.log_probs(batch.trajectories)
-    sums, counts = region_entropy_sums(old.entropy, batch.regions)
-    dist.all_reduce(sums, group=parallel.dp_group)
-    dist.all_reduce(counts, group=parallel.dp_group)
-    entropy_state = update_region_entropy(entropy_state, sums, counts, config.weights.entropy_momentum)
-    by_region = anneal(region_weights(entropy_state, config.weights), progress, config.weights)
-    weights = token_weights(by_region, batch.regions, batch.sequence_index, len(batch.trajectories))
-    updates = [update(session, batch, i, old.log_probs, weights)
-               for _ in range(config.train.epochs) for i in range(len(batch.mini_batches))]
+    weights = weigh(batch, old.entropy, running_entropy, progress, config.weights, parallel.dp_group)
+    updates = [
+        update(session, batch, i, old.log_probs, weights.tokens)
+        for _ in range(config.train.epochs)
+        for i in range(len(batch.mini_batches))
+    ]
 
-    metrics = {"progress": progress} | reward_metrics([s for group in scores for s in group])
+    metrics = {"progress": progress} | weights.metrics() | reward_metrics([s for group in scores for s in group])
     metrics |= rollout_metrics(samples, totals, rollout_seconds)
-    metrics |= {f"entropy/{r.name.lower()}": float(sums[r] / counts[r]) for r in Region}
-    metrics |= {f"weight/{r.name.lower()}": float(by_region[r]) for r in Region}
     metrics |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
     metrics["rollout/log_prob_difference"] = log_prob_difference(old.log_probs, batch.rollout_log_probs, parallel)
     metrics |= {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started}
     if session.is_main and config.rollout.dump:
         dump_rollouts(session.run_dir, step + 1, prompts, groups, scores, advantages, session.token_table)
-    return entropy_state, metrics
+    return weights.running_entropy, metrics
 
 
 def update(session: Session, batch: Batch, number: int, old_log_probs: Tensor, weights: Tensor) -> dict[str, float]:
@@ -128,16 +137,13 @@ def update(session: Session, batch: Batch, number: int, old_log_probs: Tensor, w
     total_weight = weights[part.tokens].double().sum()
     dist.all_reduce(total_weight, group=session.parallel.dp_group)
     sequence_index = batch.sequence_index[part.tokens] - part.sequences.start
-    normalised = loss_weights(weights[part.tokens], sequence_index, part.num_sequences_global,
-                              session.config.algorithm.loss_aggregation, float(total_weight))
-    return session.actor.update(batch.trajectories[part.sequences], old_log_probs[part.tokens],
-                                batch.advantages[part.tokens], normalised)
-
-
-def log_evaluation(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Evaluate on held-out prompts and log the result under eval/."""
-    if not prompts:
-        return {}
-    metrics = evaluate(session, prompts, seed=session.config.run.seed)
-    session.metrics.log_evaluation(step, metrics)
-    return metrics
+    normalised = loss_weights(
+        weights[part.tokens],
+        sequence_index,
+        part.num_sequences_global,
+        session.config.algorithm.loss_aggregation,
+        float(total_weight),
+    )
+    return session.actor.update(
+        batch.trajectories[part.sequences], old_log_probs[part.tokens], batch.advantages[part.tokens], normalised
+    )

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from rest_kernels import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 from torch import Tensor
 from transformers import AutoConfig
 
+from rest_kernels import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 from rest_megatron.actor.microbatch import IGNORE_INDEX, MicroBatch, Trajectory, micro_batches, pack
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel
@@ -19,7 +19,6 @@ from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.checkpoint.hf import RandomWeights, Safetensors, export, load_weights
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
-
 
 POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
 SUPERVISED_SUMS = ("loss", "num_tokens")
@@ -67,8 +66,9 @@ class Actor:
                 stats[:, index] = values
         return TokenStats(*self.parallel.broadcast_from_last_stage(stats))
 
-    def update(self, trajectories: Sequence[Trajectory], old_log_probs: Tensor, advantages: Tensor,
-               loss_weights: Tensor) -> dict[str, float]:
+    def update(
+        self, trajectories: Sequence[Trajectory], old_log_probs: Tensor, advantages: Tensor, loss_weights: Tensor
+    ) -> dict[str, float]:
         """One optimizer step of the weighted clipped loss.
 
         The three vectors are float32 over this rank's response tokens. `loss_weights` already hold mask, token weight
@@ -99,14 +99,20 @@ class Actor:
 
         def forward_step(iterator, model):
             batch = next(iterator)
-            output = model(input_ids=batch.tokens, position_ids=None, attention_mask=None,
-                           packed_seq_params=batch.packed)
+            output = model(
+                input_ids=batch.tokens, position_ids=None, attention_mask=None, packed_seq_params=batch.packed
+            )
             return output, partial(compute, batch)
 
         return get_forward_backward_func()(
-            forward_step_func=forward_step, data_iterator=[iter(batches) for _ in self.zero.chunks],
-            model=self.zero.chunks, num_microbatches=len(batches), seq_length=batches[0].tokens.shape[1],
-            micro_batch_size=1, forward_only=forward_only, collect_non_loss_data=forward_only,
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.zero.chunks],
+            model=self.zero.chunks,
+            num_microbatches=len(batches),
+            seq_length=batches[0].tokens.shape[1],
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
         )
 
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
@@ -120,14 +126,21 @@ class Actor:
         bins += [[] for _ in range(total - len(bins))]
         sequence_parallel = self.config.parallel.sequence_parallel
         return micro_batches(
-            trajectories, bins, multiple_of=self.parallel.tp_size if sequence_parallel else 1,
-            same_length=self.parallel.pp_size > 1, device=self.parallel.device,
+            trajectories,
+            bins,
+            multiple_of=self.parallel.tp_size if sequence_parallel else 1,
+            same_length=self.parallel.pp_size > 1,
+            device=self.parallel.device,
         )
 
     def _token_stats(self, batch: MicroBatch, logits: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
         out = vocab_parallel_logprob_entropy(
-            logits.squeeze(1), batch.labels, temperature=self.config.rollout.temperature,
-            tp_group=self.parallel.tp_group, ignore_index=IGNORE_INDEX, return_collision=True,
+            logits.squeeze(1),
+            batch.labels,
+            temperature=self.config.rollout.temperature,
+            tp_group=self.parallel.tp_group,
+            ignore_index=IGNORE_INDEX,
+            return_collision=True,
         )
         return batch.index, torch.stack([out.log_probs, out.entropy, out.collision])[:, batch.rows]
 
@@ -135,10 +148,17 @@ class Actor:
         settings = self.config.algorithm
         old_log_probs, advantages, loss_weights = (batch.spread(stream) for stream in streams)
         out = vocab_parallel_ppo_loss(
-            logits.squeeze(1), batch.labels, old_log_probs, advantages, loss_weights,
-            clip_ratio_low=settings.clip_ratio_low, clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_dual=settings.clip_ratio_dual, temperature=self.config.rollout.temperature,
-            tp_group=self.parallel.tp_group, ignore_index=IGNORE_INDEX,
+            logits.squeeze(1),
+            batch.labels,
+            old_log_probs,
+            advantages,
+            loss_weights,
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_dual=settings.clip_ratio_dual,
+            temperature=self.config.rollout.temperature,
+            tp_group=self.parallel.tp_group,
+            ignore_index=IGNORE_INDEX,
         )
         metrics = {"loss": out.loss, **out.metrics}
         return self._for_schedule(out.loss, batch, [metrics[_KERNEL_NAMES.get(name, name)] for name in POLICY_SUMS])

@@ -63,16 +63,33 @@ class KeyValueCache:
 class CoreAttention(nn.Module):
     """Scaled dot-product attention in the shape Megatron's `SelfAttention` expects of `core_attention`."""
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, attention_dropout=None,
-                 softmax_scale=None, cp_comm_type=None, pg_collection=None):
+    def __init__(
+        self,
+        config,
+        layer_number,
+        attn_mask_type,
+        attention_type,
+        attention_dropout=None,
+        softmax_scale=None,
+        cp_comm_type=None,
+        pg_collection=None,
+    ):
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         self.cache: KeyValueCache | None = None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-                attn_mask_type: AttnMaskType | None = None, attention_bias: Tensor | None = None,
-                packed_seq_params: PackedSeqParams | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
         """Attend.
 
         Packed: query [t, heads, dim], key and value [t, groups, dim] -> [t, heads * dim], causal per sequence.
@@ -95,8 +112,14 @@ class CoreAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, heads, q, dim] x [b, groups, k, dim] -> [b, heads, q, dim]."""
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale,
-            dropout_p=self.dropout if self.training else 0.0, enable_gqa=query.shape[1] != key.shape[1],
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.softmax_scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
 
 
@@ -113,15 +136,26 @@ def transformer_engine_attention() -> type[nn.Module]:
 
         def __init__(self, config, layer_number, attn_mask_type, attention_type, **kwargs):
             super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
-            self.packed_attention = TEDotProductAttention(config, layer_number, attn_mask_type, attention_type,
-                                                          **kwargs)
+            self.packed_attention = TEDotProductAttention(
+                config, layer_number, attn_mask_type, attention_type, **kwargs
+            )
 
-        def forward(self, query, key, value, attention_mask=None, *, attn_mask_type=None, attention_bias=None,
-                    packed_seq_params=None):
+        def forward(
+            self,
+            query,
+            key,
+            value,
+            attention_mask=None,
+            *,
+            attn_mask_type=None,
+            attention_bias=None,
+            packed_seq_params=None,
+        ):
             if packed_seq_params is None:
                 return super().forward(query, key, value, attention_mask)
-            out = self.packed_attention(query, key, value, None, AttnMaskType.padding_causal,
-                                        packed_seq_params=packed_seq_params)
+            out = self.packed_attention(
+                query, key, value, None, AttnMaskType.padding_causal, packed_seq_params=packed_seq_params
+            )
             return out.reshape(out.shape[0], -1)
 
     return TransformerEngineAttention

@@ -38,7 +38,9 @@ def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> N
     """Add up the partial gradients listed above, in place, in one all-reduce per group."""
     if parallel.tp_size > 1:
         partial = [
-            grad for name, parameter in policy.named_parameters() if needs_tensor_parallel_sum(name, parameter)
+            grad
+            for name, parameter in policy.named_parameters()
+            if needs_tensor_parallel_sum(name, parameter)
             and (grad := accumulated_gradient(optimizer, parameter)) is not None
         ]
         if partial:

@@ -84,8 +84,14 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def micro_batches(trajectories: Sequence[Trajectory], bins: list[list[int]], *, multiple_of: int, same_length: bool,
-                  device: torch.device) -> list[MicroBatch]:
+def micro_batches(
+    trajectories: Sequence[Trajectory],
+    bins: list[list[int]],
+    *,
+    multiple_of: int,
+    same_length: bool,
+    device: torch.device,
+) -> list[MicroBatch]:
     """One MicroBatch per bin; an empty bin becomes a dummy without rows.
 
     Token counts are padded to `multiple_of` (sequence parallelism cuts them), and with `same_length` to the longest
@@ -117,6 +123,9 @@ def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, dev
     labels = torch.full((size,), IGNORE_INDEX)
     labels[row] = ids[row + 1]
     return MicroBatch(
-        tokens=ids.unsqueeze(0).to(device), labels=labels.to(device), rows=row.to(device),
-        index=torch.tensor(index, dtype=torch.int64, device=device), packed=PackedSequences.of(lengths, device),
+        tokens=ids.unsqueeze(0).to(device),
+        labels=labels.to(device),
+        rows=row.to(device),
+        index=torch.tensor(index, dtype=torch.int64, device=device),
+        packed=PackedSequences.of(lengths, device),
     )

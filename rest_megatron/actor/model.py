@@ -70,24 +70,43 @@ def transformer_config(hf: PreTrainedConfig, config: Config, parallel: Parallel)
     on_cuda = parallel.device.type == "cuda"
     interleaved = parallel.num_chunks > 1
     fields: dict[str, Any] = dict(
-        num_layers=hf.num_hidden_layers, hidden_size=hf.hidden_size, ffn_hidden_size=hf.intermediate_size,
-        num_attention_heads=hf.num_attention_heads, num_query_groups=hf.num_key_value_heads, kv_channels=head_dim(hf),
-        normalization="RMSNorm", layernorm_epsilon=hf.rms_norm_eps, gated_linear_unit=True, activation_func=F.silu,
-        add_bias_linear=False, add_qkv_bias=hf.model_type == "qwen2", qk_layernorm=hf.model_type == "qwen3",
-        hidden_dropout=0.0, attention_dropout=getattr(hf, "attention_dropout", 0.0),
-        params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16,
-        tensor_model_parallel_size=parallel.tp_size, pipeline_model_parallel_size=parallel.pp_size,
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        ffn_hidden_size=hf.intermediate_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        kv_channels=head_dim(hf),
+        normalization="RMSNorm",
+        layernorm_epsilon=hf.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=hf.model_type == "qwen2",
+        qk_layernorm=hf.model_type == "qwen3",
+        hidden_dropout=0.0,
+        attention_dropout=getattr(hf, "attention_dropout", 0.0),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel.tp_size,
+        pipeline_model_parallel_size=parallel.pp_size,
         virtual_pipeline_model_parallel_size=parallel.num_chunks if interleaved else None,
         sequence_parallel=config.parallel.sequence_parallel,
         # Two pipeline ranks that interleave exchange in both directions at once: without overlapped point-to-point
         # communication their messages cross and activations go to the wrong chunk, silently.
-        overlap_p2p_comm=interleaved, batch_p2p_comm=not interleaved,
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         # Weights always follow from safetensors or our own seeded generator.
-        perform_initialization=False, use_cpu_initialization=not on_cuda,
+        perform_initialization=False,
+        use_cpu_initialization=not on_cuda,
         # The loss arrives already normalised over the global batch; the schedule must not divide it again.
         calculate_per_token_loss=True,
-        bias_activation_fusion=on_cuda, bias_dropout_fusion=False, masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
+        bias_activation_fusion=on_cuda,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
     )
     return TransformerConfig(**{**fields, **config.megatron})
 
@@ -166,10 +185,15 @@ class Policy(nn.Module):
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         chunk = Chunk(
-            config=self.megatron, transformer_layer_spec=layer_spec(self.megatron, attention, vp_stage),
-            vocab_size=self.hf.vocab_size, max_sequence_length=self.hf.max_position_embeddings,
-            pre_process=first, post_process=last, position_embedding_type="rope",
-            share_embeddings_and_output_weights=self.hf.tie_word_embeddings, vp_stage=vp_stage,
+            config=self.megatron,
+            transformer_layer_spec=layer_spec(self.megatron, attention, vp_stage),
+            vocab_size=self.hf.vocab_size,
+            max_sequence_length=self.hf.max_position_embeddings,
+            pre_process=first,
+            post_process=last,
+            position_embedding_type="rope",
+            share_embeddings_and_output_weights=self.hf.tie_word_embeddings,
+            vp_stage=vp_stage,
         )
         device = next(chunk.parameters()).device
         chunk.rotary_pos_emb.inv_freq = inverse_frequencies(self.hf).to(device)

@@ -97,11 +97,19 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
     """
     if device.type == "cpu":
         _prepare_cpu()
-    os.environ.update(MASTER_ADDR=launch.master_addr, MASTER_PORT=str(launch.master_port), RANK=str(launch.rank),
-                      WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
+    os.environ.update(
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port),
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.world_size),
+        LOCAL_RANK=str(launch.local_rank),
+    )
     dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl", rank=launch.rank, world_size=launch.world_size,
-        timeout=START_TIMEOUT, device_id=device if device.type == "cuda" else None,
+        "gloo" if device.type == "cpu" else "nccl",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=START_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
     )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     chunks = parallel.virtual_pipeline_model_parallel_size
@@ -112,10 +120,15 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
     )
     model_parallel_cuda_manual_seed(seed)
     return Parallel(
-        device=device, rank=launch.rank, world_size=launch.world_size,
-        tp_size=parallel.tensor_model_parallel_size, tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pp_size=parallel.pipeline_model_parallel_size, pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(), dp_rank=parallel_state.get_data_parallel_rank(),
+        device=device,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        tp_size=parallel.tensor_model_parallel_size,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pp_size=parallel.pipeline_model_parallel_size,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
         num_chunks=chunks or 1,
     )
 

@@ -113,8 +113,12 @@ class ZeroEngine:
         # DeepSpeed prints memory readings while it builds its bf16 optimizer.
         with redirect_stdout(io.StringIO()):
             self.engine, self.optimizer, _, self.scheduler = deepspeed.initialize(
-                model=policy, optimizer=optimizer, lr_scheduler=scheduler, mpu=ModelParallelUnit(parallel),
-                config=engine_config, dist_init_required=False,
+                model=policy,
+                optimizer=optimizer,
+                lr_scheduler=scheduler,
+                mpu=ModelParallelUnit(parallel),
+                config=engine_config,
+                dist_init_required=False,
             )
         self.policy = policy
         self.parallel = parallel

@@ -105,15 +105,23 @@ def _check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTr
     expected = expected_tensors(hf)
     ignorable = {"lm_head.weight"} if hf.tie_word_embeddings else set()
     missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected and name not in ignorable
-               and not name.endswith("rotary_emb.inv_freq")]
-    wrong = [f"{name} is {found[name]}, config.json wants {shape}" for name, shape in expected.items()
-             if name in found and found[name] != shape]
+    unknown = [
+        name
+        for name in found
+        if name not in expected and name not in ignorable and not name.endswith("rotary_emb.inv_freq")
+    ]
+    wrong = [
+        f"{name} is {found[name]}, config.json wants {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
     for what, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", wrong)):
         if names:
             shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
-            raise CheckpointError(f"{directory} {what} tensors ({len(names)} of {len(expected)}): {shown}. "
-                                  "The weights and config.json must belong to the same model")
+            raise CheckpointError(
+                f"{directory} {what} tensors ({len(names)} of {len(expected)}): {shown}. "
+                "The weights and config.json must belong to the same model"
+            )
 
 
 @torch.no_grad()
@@ -132,8 +140,9 @@ def load_weights(policy: Policy, source: WeightSource, parallel: Parallel) -> No
 
 
 @torch.no_grad()
-def gather_tensors(policy: Policy, parallel: Parallel,
-                   value_of: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor | None]]:
+def gather_tensors(
+    policy: Policy, parallel: Parallel, value_of: Callable[[torch.nn.Parameter], Tensor]
+) -> Iterator[tuple[str, Tensor | None]]:
     """Whole Hugging Face tensors of this pipeline stage, one at a time: (name, tensor on the CPU).
 
     `value_of` gives what to export of a parameter: its data, or its gradient. Collective over the tensor-parallel
@@ -199,7 +208,9 @@ def _file_plan(policy: Policy, parallel: Parallel) -> dict[str, tuple[str, int]]
             files[-1].append((name, size))
             room -= size
     count = len(files)
-    label = (lambda i: "model.safetensors") if count == 1 else (lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors")
+    label = (
+        (lambda i: "model.safetensors") if count == 1 else (lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors")
+    )
     return {name: (label(i), size) for i, file in enumerate(files) for name, size in file}
 
 

@@ -53,10 +53,12 @@ def pieces_of(name: str, hf: PreTrainedConfig, layer_number: int | None) -> list
         "pre_mlp_layernorm.weight": [Piece(prefix + "post_attention_layernorm.weight", (h,), None)],
         "self_attention.q_layernorm.weight": [Piece(attn + "q_norm.weight", (d,), None)],
         "self_attention.k_layernorm.weight": [Piece(attn + "k_norm.weight", (d,), None)],
-        "self_attention.linear_qkv.weight": [Piece(attn + f"{x}_proj.weight", (n, h), 0)
-                                             for x, n in (("q", q), ("k", k), ("v", k))],
-        "self_attention.linear_qkv.bias": [Piece(attn + f"{x}_proj.bias", (n,), 0)
-                                           for x, n in (("q", q), ("k", k), ("v", k))],
+        "self_attention.linear_qkv.weight": [
+            Piece(attn + f"{x}_proj.weight", (n, h), 0) for x, n in (("q", q), ("k", k), ("v", k))
+        ],
+        "self_attention.linear_qkv.bias": [
+            Piece(attn + f"{x}_proj.bias", (n,), 0) for x, n in (("q", q), ("k", k), ("v", k))
+        ],
         "self_attention.linear_proj.weight": [Piece(attn + "o_proj.weight", (h, q), 1)],
         "mlp.linear_fc1.weight": [Piece(mlp + f"{x}_proj.weight", (f, h), 0) for x in ("gate", "up")],
         "mlp.linear_fc2.weight": [Piece(mlp + "down_proj.weight", (h, f), 1)],
@@ -116,8 +118,14 @@ def kv_groups(hf: PreTrainedConfig, parallel: Parallel) -> int:
 
 def expected_tensors(hf: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the whole Hugging Face model, without the tied head."""
-    layer = ["input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attention.linear_qkv.weight",
-             "self_attention.linear_proj.weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
+    layer = [
+        "input_layernorm.weight",
+        "pre_mlp_layernorm.weight",
+        "self_attention.linear_qkv.weight",
+        "self_attention.linear_proj.weight",
+        "mlp.linear_fc1.weight",
+        "mlp.linear_fc2.weight",
+    ]
     if hf.model_type == "qwen3":
         layer += ["self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight"]
     if hf.model_type == "qwen2":

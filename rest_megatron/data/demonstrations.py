@@ -31,8 +31,8 @@ def load_demonstrations(
     def parse(index: int, row: dict) -> Demonstration | None:
         prompt_ids = render(read_messages(row), tokenizer)
         response_ids = _encode_response(text(row, "response"), tokenizer)
-        prompt_fits = fits(prompt_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong)
-        response_fits = fits(response_ids, max_response_tokens, "rollout.max_new_tokens", overlong)
+        prompt_fits = fits("prompt", prompt_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong)
+        response_fits = fits("response", response_ids, max_response_tokens, "rollout.max_new_tokens", overlong)
         return Demonstration(index, prompt_ids, response_ids) if prompt_fits and response_fits else None
 
     rows = parse_rows(path, ("prompt", "response"), parse)

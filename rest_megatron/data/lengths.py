@@ -12,16 +12,18 @@ Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 
 
-def fits(token_ids: Sequence[int], limit: int, key: str, overlong: str) -> bool:
+def fits(what: str, token_ids: Sequence[int], limit: int, key: str, overlong: str) -> bool:
     """Whether there are at most `limit` tokens. If not: False when `overlong` is "drop", BadRow when "error".
 
-    key: the configuration key that holds the limit.
+    what: "prompt" or "response", for the message. key: the configuration key that holds the limit.
     """
     if len(token_ids) <= limit:
         return True
     if overlong == "drop":
         return False
-    raise BadRow(f"has {len(token_ids)} tokens, {key}={limit} allows no more; raise it or set data.overlong=drop")
+    raise BadRow(
+        f"the {what} has {len(token_ids)} tokens, {key}={limit} allows no more; raise it or set data.overlong=drop"
+    )
 
 
 def without_dropped(rows: list[Row | None], path: str | Path, limits: str) -> list[Row]:

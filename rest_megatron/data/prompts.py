@@ -46,7 +46,7 @@ def load_prompts(
         messages = read_messages(row)
         ground_truth = _read_ground_truth(row, validate)
         token_ids = render(messages, tokenizer)
-        if not fits(token_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong):
+        if not fits("prompt", token_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong):
             return None
         return Prompt(index, messages, ground_truth, token_ids)
 

@@ -11,8 +11,14 @@ from rest_megatron.session import Session
 FINAL_PROGRESS = 1.0
 
 
-def evaluate(session: Session, prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
-    """Reward metrics of one answer per prompt at the training temperature; the same seed gives paired draws."""
+def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Reward metrics of one answer per prompt at the training temperature, logged for `step`; {} without prompts.
+
+    The seed is always the run's, so evaluations of different steps use paired draws.
+    """
+    if not prompts:
+        return {}
+    seed = session.config.run.seed
     groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
     truths = [parse_ground_truth(p.ground_truth) for p in prompts]
     scores = score_groups(groups, truths, session.token_table, progress=FINAL_PROGRESS, parallel=session.parallel)
@@ -20,4 +26,5 @@ def evaluate(session: Session, prompts: Sequence[Prompt], seed: int) -> dict[str
     metrics = reward_metrics([score for group in scores for score in group])
     metrics["rollout/length"] = sum(len(s.token_ids) for s in samples) / len(samples)
     metrics["rollout/stopped"] = sum(s.finish_reason == "stop" for s in samples) / len(samples)
+    session.metrics.log_evaluation(step, metrics)
     return metrics

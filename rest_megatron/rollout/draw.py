@@ -7,8 +7,9 @@ from torch import Tensor
 NO_TOKEN = -1
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float,
-                tp_group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def draw_tokens(
+    logits: Tensor, uniforms: Tensor, temperature: float, tp_group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution.
 
     Args:

@@ -76,10 +76,14 @@ class Sampler:
         group_size = uniforms.shape[1]
         with _key_value_caches(self.policy, max(map(len, prompts)) + self.config.max_new_tokens) as caches:
             tokens, log_probs = self._decode(prompts, uniforms.flatten(0, 1).to(self.parallel.device), caches)
-        rows = [self._sample(prompts[i // group_size], *row) for i, row in enumerate(zip(tokens, log_probs, strict=True))]
+        rows = [
+            self._sample(prompts[i // group_size], *row) for i, row in enumerate(zip(tokens, log_probs, strict=True))
+        ]
         return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
 
-    def _decode(self, prompts, uniforms: Tensor, caches: list[KeyValueCache]) -> tuple[list[list[int]], list[list[float]]]:
+    def _decode(
+        self, prompts, uniforms: Tensor, caches: list[KeyValueCache]
+    ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated."""
         group_size = uniforms.shape[0] // len(prompts)
         device = self.parallel.device
@@ -128,7 +132,7 @@ class Sampler:
         """One forward through all stages and chunks; logits [b, vocab / TP] of the last position on the last stage."""
         parallel, hidden = self.parallel, None
         shape = (ids.shape[1], ids.shape[0], self.policy.megatron.hidden_size)
-        for number, chunk in enumerate(self.policy.chunks):
+        for chunk in self.policy.chunks:
             if not chunk.pre_process:
                 hidden = torch.empty(shape, dtype=self.policy.megatron.params_dtype, device=ids.device)
                 previous = parallel_state.get_pipeline_model_parallel_prev_rank()
@@ -136,9 +140,10 @@ class Sampler:
                     dist.recv(hidden, previous, group=parallel.pp_group)
             hidden = chunk.decode(ids, hidden, positions, mask)
             if not chunk.post_process:
-                dist.send(hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(),
-                          group=parallel.pp_group)
-        return hidden.squeeze(0) if self.policy.chunks[number].post_process else None
+                dist.send(
+                    hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=parallel.pp_group
+                )
+        return hidden.squeeze(0) if self.policy.chunks[-1].post_process else None
 
     def _sample(self, prompt: Sequence[int], tokens: list[int], log_probs: list[float]) -> Sample:
         stopped = tokens[-1] in self.stop_token_ids.tolist()

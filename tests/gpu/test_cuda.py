@@ -57,7 +57,14 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
 
 def test_the_quickstart_trains_on_cuda(tmp_path):
     environment = os.environ | {"QUICKSTART_DIR": str(tmp_path), "QUICKSTART_RANKS": "1"}
-    done = subprocess.run(["bash", "examples/quickstart/run.sh"], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, timeout=900, check=False)
+    done = subprocess.run(
+        ["bash", "examples/quickstart/run.sh"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "rest" / "report.html").exists()

@@ -15,26 +15,49 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 
 def make_run(directory: Path, **model_fields) -> list[str]:
-    """A model directory with the quickstart's tokenizer, four prompts and four demonstrations; overrides to use them."""
+    """A tiny model with the quickstart's tokenizer, four prompts, four demonstrations: the overrides to use them."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.save_pretrained(directory / "model")
     vocab_size = -(-len(tokenizer) // 4) * 4
-    fields = dict(vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=4, head_dim=16,
-                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True)
+    fields = dict(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
     Qwen3Config(**{**fields, **model_fields}).save_pretrained(directory / "model")
     call = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "Monday"}}\n</tool_call>'
     rows = [
-        {"prompt": [{"role": "user", "content": f"alarm on Monday for {n}"}], "response": call,
-         "reward_model": {"ground_truth": call, "style": "rule"}}
+        {
+            "prompt": [{"role": "user", "content": f"alarm on Monday for {n}"}],
+            "response": call,
+            "reward_model": {"ground_truth": call, "style": "rule"},
+        }
         for n in range(2, 6)
     ]
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "model.path": directory / "model", "model.random_init": "true", "model.dtype": "float32",
-        "data.train": directory / "rows.jsonl", "sft.data": directory / "rows.jsonl", "run.dir": directory / "run",
-        "data.max_prompt_tokens": 64, "rollout.max_new_tokens": 32, "rollout.prompts_per_step": 2,
-        "rollout.group_size": 2, "train.steps": 2, "train.max_tokens_per_micro_batch": 100, "optim.lr": 1e-3,
-        "sft.steps": 2, "sft.batch_size": 4, "run.device": "cpu",
+        "model.path": directory / "model",
+        "model.random_init": "true",
+        "model.dtype": "float32",
+        "data.train": directory / "rows.jsonl",
+        "sft.data": directory / "rows.jsonl",
+        "run.dir": directory / "run",
+        "data.max_prompt_tokens": 64,
+        "rollout.max_new_tokens": 32,
+        "rollout.prompts_per_step": 2,
+        "rollout.group_size": 2,
+        "train.steps": 2,
+        "train.max_tokens_per_micro_batch": 100,
+        "optim.lr": 1e-3,
+        "sft.steps": 2,
+        "sft.batch_size": 4,
+        "run.device": "cpu",
     }
     return [f"{name}={value}" for name, value in settings.items()]
 
@@ -54,8 +77,15 @@ def free_port() -> int:
 
 def run(command: list, cwd: Path, **extra: str) -> subprocess.CompletedProcess:
     """Run a command to its end, output captured."""
-    return subprocess.run([str(word) for word in command], cwd=cwd, env=environment(**extra), capture_output=True,
-                          text=True, timeout=240, check=False)
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def program(*words: str) -> list[str]:

@@ -15,8 +15,14 @@ def refuse(capsys, words: list[str], environ: dict[str, str] | None = None) -> t
 
 
 def rank_of(world_size: int) -> dict[str, str]:
-    return {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,11 +53,21 @@ def test_a_setting_that_cannot_work_is_refused(tmp_path, capsys, override, world
     [
         ("not json", ["row 4", "line 5"]),
         (json.dumps({"prompt": "text", "reward_model": {"ground_truth": "x"}}), ["row 4"]),
-        (json.dumps({"prompt": [{"role": "user", "content": "hi"}], "reward_model": {"ground_truth": "<tool_call>"}}),
-         ["row 4", "ground_truth"]),
-        (json.dumps({"prompt": [{"role": "user", "content": "tea " * 99}],
-                     "reward_model": {"ground_truth": "<think> a </think>\n<response> b </response>"}}),
-         ["row 4", "data.max_prompt_tokens=64"]),
+        (
+            json.dumps(
+                {"prompt": [{"role": "user", "content": "hi"}], "reward_model": {"ground_truth": "<tool_call>"}}
+            ),
+            ["row 4", "ground_truth"],
+        ),
+        (
+            json.dumps(
+                {
+                    "prompt": [{"role": "user", "content": "tea " * 99}],
+                    "reward_model": {"ground_truth": "<think> a </think>\n<response> b </response>"},
+                }
+            ),
+            ["row 4", "data.max_prompt_tokens=64"],
+        ),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, capsys, row, fragments):
@@ -76,8 +92,12 @@ def test_truncated_weights_are_refused(tmp_path):
     assert run(program("sft", *words, "sft.steps=1"), tmp_path).returncode == 0
     weights = tmp_path / "run" / "hf" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = run(program("train", *words, f"model.path={weights.parent}", "model.random_init=false",
-                       f"run.dir={tmp_path / 'rest'}"), tmp_path)
+    done = run(
+        program(
+            "train", *words, f"model.path={weights.parent}", "model.random_init=false", f"run.dir={tmp_path / 'rest'}"
+        ),
+        tmp_path,
+    )
     assert done.returncode == 4
     assert "model.safetensors" in done.stderr and "truncated" in done.stderr
     assert "Traceback" not in done.stderr

@@ -78,7 +78,7 @@ def make_answers(count: int = 16, seed: int = 1) -> Answers:
 
 @dataclass(frozen=True)
 class Oracle:
-    """Hugging Face in one precision: logits and statistics of the response tokens, the loss, its gradients, their norm."""
+    """Hugging Face in one precision: logits and statistics of response tokens, the loss, its gradients, their norm."""
 
     logits: Tensor
     log_probs: Tensor

@@ -1,9 +1,25 @@
 #!/usr/bin/env bash
 # The quickstart: write the task, warm-start from random weights, train with ResT. Two processes, no GPU.
+#   run.sh [DIRECTORY [RANKS]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+directory=${1:-runs/quickstart}
+ranks=${2:-2}
 
-python examples/quickstart/make_task.py --out runs/quickstart/data --seed 0
-torchrun --standalone --nproc-per-node=2 -m rest_megatron sft -c examples/quickstart/sft.yaml
-torchrun --standalone --nproc-per-node=2 -m rest_megatron train -c examples/quickstart/rest.yaml
+launch() {
+    deepspeed --quiet --num_gpus "$ranks" --master_port "$(free_port)" --module rest_megatron "$@" \
+        parallel.tensor_model_parallel_size="$ranks"
+}
+
+free_port() {
+    python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+python examples/quickstart/make_task.py --out "$directory/data" --seed 0
+echo "Supervised warm start on demonstrations, most of them spoiled"
+launch sft -c examples/quickstart/sft.yaml run.dir="$directory/sft" sft.data="$directory/data/sft.jsonl"
+echo "Reinforcement learning with ResT"
+launch train -c examples/quickstart/rest.yaml run.dir="$directory/rest" model.path="$directory/sft/hf" \
+    data.train="$directory/data/train.jsonl" data.eval="$directory/data/heldout.jsonl"
+echo "Report:     $directory/rest/report.html"
+echo "The model:  $directory/rest/hf (for transformers' from_pretrained)"

@@ -154,7 +154,8 @@ class ZeroEngine:
     def _discard_reduced_gradients(self) -> None:
         """After a skipped step DeepSpeed keeps offloaded bf16 gradients and would add the next step's to them."""
         reduced = getattr(self.optimizer, "averaged_gradients", {})
-        reduced.update(dict.fromkeys(reduced))
+        for group in reduced:
+            reduced[group] = None
 
 
 class ScheduledChunk(nn.Module):

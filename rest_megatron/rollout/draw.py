@@ -38,7 +38,7 @@ def draw_tokens(
     column = torch.searchsorted(mass.cumsum(-1), local_target.unsqueeze(1), right=True).squeeze(1)
     column = torch.minimum(column, _last_nonzero(mass))
     log_prob = scaled.gather(1, column.unsqueeze(1)).squeeze(1).double() - top - total.log()
-    mine = (owner == rank) & torch.isfinite(total)
+    mine = (owner == rank) & torch.isfinite(total) & (total > 0)
     token = torch.where(mine, (column + rank * logits.shape[1]).double(), float(NO_TOKEN))
     choice = torch.stack([token, torch.where(mine, log_prob, -torch.inf)])
     if tp_group is not None and dist.get_world_size(tp_group) > 1:

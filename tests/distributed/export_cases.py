@@ -5,8 +5,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from transformers import AutoConfig
 
-from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel, initialize
 from rest_megatron.checkpoint import hf
@@ -19,8 +19,6 @@ from tests.tiny import Answers
 
 def loaded(config: Config, parallel: Parallel) -> Policy:
     """A policy with the weights of `config.model.path`, without an engine around it."""
-    from transformers import AutoConfig
-
     path = Path(config.model.path)
     model = AutoConfig.from_pretrained(path)
     model.dtype = DTYPES[config.model.dtype]
@@ -69,16 +67,3 @@ def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
         except OSError as error:
             return str(error)
     return ""
-
-
-def noncontiguous_gather(launch: Launch, model: Path, layout: Layout, guarded: bool) -> dict:
-    """Whole tensors gathered from parameters whose values lie transposed in memory."""
-    config = make_config(model, layout)
-    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
-    actor = Actor(config, parallel, total_steps=1)
-    contiguous = torch.Tensor.contiguous
-    transposed = lambda p: contiguous(p.data.t()).t() if p.dim() == 2 else p.data  # noqa: E731
-    if guarded:
-        return {"weights": named(actor, parallel, transposed)}
-    with mock.patch.object(torch.Tensor, "contiguous", lambda self, *args, **kwargs: self):
-        return {"weights": named(actor, parallel, transposed)}

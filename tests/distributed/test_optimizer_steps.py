@@ -62,7 +62,10 @@ def expected(tiny_model, answers):
     return {tied: torch_loop(tiny_model(tied=tied), answers) for tied in (False, True)}
 
 
-@pytest.mark.parametrize("tied, layout", LAYOUTS, ids=[f"{'tied' if t else 'untied'}-{layout}" for t, layout in LAYOUTS])
+IDS = [f"{'tied' if tied else 'untied'}-{layout}" for tied, layout in LAYOUTS]
+
+
+@pytest.mark.parametrize("tied, layout", LAYOUTS, ids=IDS)
 def test_six_steps_end_where_a_plain_torch_loop_ends(pool, tiny_model, answers, expected, tied, layout):
     results = pool.run(trained, layout.world_size, tiny_model(tied=tied), layout, answers, STEPS, OPTIM)
     weights, history = expected[tied]

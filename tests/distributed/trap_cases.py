@@ -4,7 +4,7 @@ Each entry of GUARDS is a context manager factory that removes one guard from th
 it. The tests then see the numbers go wrong, so the parity tests would notice if the guard were ever lost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from megatron.core import parallel_state
 from rest_megatron.actor import actor as actor_module
 from rest_megatron.actor import gradients, model, zero
 from rest_megatron.launch import Launch
-from tests.distributed.cases import Layout, make_config, named, share, start
+from tests.distributed.cases import Layout, make_config, share, start
 from tests.tiny import Answers
 
 SUMMED = gradients.needs_tensor_parallel_sum
@@ -96,6 +96,10 @@ GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
         lambda self, loss, batch, sums: (loss, torch.tensor(1), torch.stack([x.detach().double() for x in sums]))),
     "bf16 gradients accumulate in float32": _without_engine_keys("data_types"),
     "bf16 gradients are reduced in float32": _without_engine_keys("communication_data_type"),
+    "a NaN loss spoils a gradient": partial(
+        mock.patch.object, zero, "spoil_unless_finite", lambda policy, optimizer, loss: None),
+    "a skipped step's gradients are discarded": partial(
+        mock.patch.object, zero.ZeroEngine, "_discard_reduced_gradients", lambda self: None),
     "DeepSpeed knows of bf16": _without_engine_keys("bf16", "data_types", "communication_data_type"),
 }
 
@@ -106,24 +110,27 @@ def without(launch: Launch, guard: str, case: Callable, *args) -> dict:
         return case(launch, *args)
 
 
-def not_a_number(launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str, where: str) -> dict:
-    """A good update, one with a NaN on the last rank only, and a good one: weights and metrics after each.
+def not_a_number(launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str,
+                 places: Sequence[str]) -> list[dict]:
+    """A good update; then for each place one with a NaN there on the last rank only, and a good one.
 
-    `where`: a loss stream, whose first entry becomes NaN, or "gradient": an accumulated gradient gets one.
+    Returns each update's metrics and all weights of this rank after it, flat. A place is a loss stream, whose first
+    entry becomes NaN, or "gradient": an accumulated gradient gets one.
     """
     actor, parallel = start(launch, make_config(model_path, layout, dtype, warmup_steps=10))
     ours, _ = share(answers, parallel)
     last = parallel.rank == parallel.world_size - 1
     history = []
-    for bad in (False, True, False):
+    for place in ("", *(x for bad in places for x in (bad, ""))):
         streams = {name: getattr(ours, name).clone() for name in ("old_log_probs", "advantages", "loss_weights")}
-        if bad and where in streams and parallel.dp_rank == parallel.dp_size - 1:
-            streams[where][0] = float("nan")
-        spoilt = spoil_a_gradient if bad and where == "gradient" and last else gradients.sum_replicated_gradients
+        if place in streams and parallel.dp_rank == parallel.dp_size - 1:
+            streams[place][0] = float("nan")
+        spoilt = spoil_a_gradient if place == "gradient" and last else gradients.sum_replicated_gradients
         with mock.patch.object(zero, "sum_replicated_gradients", spoilt):
             metrics = actor.update(ours.trajectories, **streams)
-        history.append({"metrics": metrics, "weights": named(actor, parallel, lambda p: p.data)})
-    return {"history": history}
+        weights = torch.cat([parameter.detach().flatten() for parameter in actor.policy.parameters()])
+        history.append({"place": place, "metrics": metrics, "weights": weights})
+    return history
 
 
 def spoil_a_gradient(policy, optimizer, parallel) -> None:
@@ -133,7 +140,7 @@ def spoil_a_gradient(policy, optimizer, parallel) -> None:
     gradients.sum_replicated_gradients(policy, optimizer, parallel)
 
 
-def logits_before_and_after_the_losses(launch: Launch, model_path: Path, layout: Layout, answers: Answers) -> list[bool]:
+def unchanged_by_the_losses(launch: Launch, model_path: Path, layout: Layout, answers: Answers) -> list[bool]:
     """For every loss and micro-batch: whether it left the logits it was given as they were."""
     actor, parallel = start(launch, make_config(model_path, layout))
     ours, _ = share(answers, parallel)

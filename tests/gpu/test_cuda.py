@@ -3,9 +3,7 @@
 Each case runs in a fresh process, because the CPU tests teach this one's Megatron to live without CUDA.
 """
 
-import os
-import subprocess
-from pathlib import Path
+import json
 
 import pytest
 import torch
@@ -13,9 +11,9 @@ import torch
 from rest_megatron.config.schema import RolloutConfig
 from tests.distributed.cases import Layout, gradients_and_updates, sampled
 from tests.distributed.pool import WorkerPool
+from tests.system.runs import ROOT, run
 from tests.tiny import make_answers, oracle, relative_error
 
-ROOT = Path(__file__).resolve().parents[2]
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="no CUDA device on this machine")]
 LAYOUTS = [Layout(device="cuda"), Layout(device="cuda", max_tokens=2000)]
@@ -55,16 +53,10 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
     assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
 
 
+@pytest.mark.timeout(1000)
 def test_the_quickstart_trains_on_cuda(tmp_path):
-    environment = os.environ | {"QUICKSTART_DIR": str(tmp_path), "QUICKSTART_RANKS": "1"}
-    done = subprocess.run(
-        ["bash", "examples/quickstart/run.sh"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = run(["bash", "examples/quickstart/run.sh", tmp_path, 1], ROOT, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "rest" / "report.html").exists()
+    evaluations = [json.loads(line) for line in (tmp_path / "rest" / "eval.jsonl").read_text().splitlines()]
+    assert evaluations[-1]["reward/mean"] > evaluations[0]["reward/mean"] + 0.5

@@ -75,7 +75,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(command: list, cwd: Path, **extra: str) -> subprocess.CompletedProcess:
+def run(command: list, cwd: Path, timeout: float = 240, **extra: str) -> subprocess.CompletedProcess:
     """Run a command to its end, output captured."""
     return subprocess.run(
         [str(word) for word in command],
@@ -83,7 +83,7 @@ def run(command: list, cwd: Path, **extra: str) -> subprocess.CompletedProcess:
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
     )
 

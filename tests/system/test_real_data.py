@@ -1,0 +1,44 @@
+"""The main job on real input: ToolRL rows, the 151,936-entry Qwen vocabulary, TP 2 x PP 2."""
+
+import json
+import math
+
+import pytest
+
+from tests.real_model import SHARED, make_qwen3
+from tests.system.runs import metrics, run, torchrun
+
+ROWS = SHARED / "rlla_train_sample.parquet"
+pytestmark = pytest.mark.skipif(not ROWS.exists(), reason=f"real rows are not on this machine: {ROWS}")
+
+
+def test_two_steps_on_real_rows(tmp_path):
+    model = make_qwen3(tmp_path / "model")
+    done = run(
+        torchrun(
+            4,
+            "train",
+            f"model.path={model}",
+            "model.random_init=true",
+            "run.device=cpu",
+            f"run.dir={tmp_path / 'run'}",
+            f"data.train={ROWS}",
+            "parallel={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2, sequence_parallel: true}",
+            "rollout={prompts_per_step: 2, group_size: 2, max_new_tokens: 8}",
+            "train={steps: 2, mini_batch_size: 2, max_tokens_per_micro_batch: 2304}",
+        ),
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        # A freshly drawn policy is close to uniform over the vocabulary.
+        assert row["actor/entropy"] == pytest.approx(math.log(151_936), rel=1e-2)
+        assert row["rollout/log_prob_difference"] < 0.05
+        assert math.isfinite(row["actor/grad_norm"])
+    answers = [json.loads(line) for line in (tmp_path / "run/rollouts/step-2.jsonl").read_text().splitlines()]
+    assert len(answers) == 4
+    assert all(len(answer["ids"]) == len(answer["log_probs"]) for answer in answers)
+    assert max(max(answer["ids"]) for answer in answers) < 151_936
+    assert (tmp_path / "run" / "hf" / "model.safetensors.index.json").exists()

@@ -89,9 +89,9 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            return [directory / name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Copy the model again") from error
-        return [directory / name for name in names]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise CheckpointError(
@@ -221,13 +221,19 @@ def _write_stage(policy: Policy, parallel: Parallel, directory: Path, plan: dict
     for name, tensor in gather_tensors(policy, parallel, lambda parameter: parameter.data):
         file = plan[name][0]
         if file != current and pending:
-            save_file(pending, directory / current, metadata={"format": "pt"})
+            _write_file(directory / current, pending)
             pending = {}
         current = file
         if tensor is not None:
             pending[name] = tensor
     if pending:
-        save_file(pending, directory / current, metadata={"format": "pt"})
+        _write_file(directory / current, pending)
+
+
+def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors makes its files private; what may be listed in the directory may be read.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _write_index(directory: Path, plan: dict[str, tuple[str, int]]) -> None:

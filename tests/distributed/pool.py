@@ -5,6 +5,7 @@ its own rank and a fresh rendezvous port, and returns their results in rank orde
 the test with its traceback, and the next run starts fresh workers.
 """
 
+import gc
 import multiprocessing
 import socket
 import traceback
@@ -60,8 +61,6 @@ class WorkerPool:
 def _serve(pipe) -> None:
     import torch
 
-    from rest_megatron.actor.parallel import shutdown
-
     torch.set_num_threads(1)
     while True:
         try:
@@ -74,7 +73,23 @@ def _serve(pipe) -> None:
             pipe.send((False, f"rank {launch.rank}:\n{traceback.format_exc()}"))
             return
         finally:
-            shutdown()
+            _clean_up()
+
+
+def _clean_up() -> None:
+    """Leave nothing of a case behind: a DeepSpeed engine is kept alive by its own hooks, and its groups by it.
+
+    Every group has threads that wake a hundred times a second, so a few dozen forgotten cases starve the machine.
+    """
+    from deepspeed import DeepSpeedEngine
+
+    from rest_megatron.actor.parallel import shutdown
+
+    engines = [thing for thing in gc.get_objects() if type(thing) is DeepSpeedEngine]
+    while engines:
+        engines.pop().destroy()
+    shutdown()
+    gc.collect()
 
 
 def _free_port() -> int:

@@ -45,7 +45,7 @@ def test_shards_draw_what_the_whole_vocabulary_draws(pool, world_size):
     tokens, log_probs = draw_tokens(logits, uniforms, TEMPERATURE, None)
     for rank_tokens, rank_log_probs in pool.run(drawn, world_size):
         assert torch.equal(rank_tokens, tokens)
-        assert torch.allclose(rank_log_probs, log_probs, rtol=0, atol=1e-9)
+        assert torch.allclose(rank_log_probs, log_probs, rtol=0, atol=1e-6)
     exact = (logits[0].double() / TEMPERATURE).softmax(-1)
     counts = torch.bincount(tokens[:256], minlength=VOCAB)
     assert ((counts - 256 * exact).abs() <= 1.001).all()

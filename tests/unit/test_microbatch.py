@@ -21,7 +21,7 @@ def test_a_deal_gives_every_answer_once_and_balances_tokens(lengths, num_ranks):
 
 
 def test_a_deal_is_longest_first_to_the_emptiest():
-    assert deal([3, 9, 5, 5, 1], 2) == [[1, 4], [0, 2, 3]]
+    assert deal([3, 9, 5, 5, 1], 2) == [[0, 1], [2, 3, 4]]
 
 
 @pytest.mark.parametrize("capacity", [31, 32, 64, 1000])

@@ -36,7 +36,7 @@ setup(
     description="Tool-use reinforcement learning (ResT) on Megatron-core and DeepSpeed ZeRO",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + ["rest_kernels"],
     package_dir={"rest_kernels": "kernels/rest_kernels"},
     install_requires=REQUIRED,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from rest_megatron.config import describe, dump, load
-from rest_megatron.config.check import check_data_files, check_run, check_settings
+from rest_megatron.config.check import check_data_files, check_run, check_run_dir, check_settings
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError, RestError
 from rest_megatron.failure import report
@@ -97,24 +97,26 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
     elif arguments.command == "check":
         from rest_megatron import preflight
 
-        preflight.main(config, arguments.world_size, sys.stdout)
+        if launch.rank == 0:
+            preflight.main(config, arguments.world_size, sys.stdout)
     else:
         check_run(config, launch.world_size)
         check_data_files(config, arguments.command)
-        _train(arguments.command, config)
+        check_run_dir(config)
+        _train(arguments.command, config, launch)
 
 
-def _train(command: str, config: Config) -> None:
+def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
     if command == "train":
         from rest_megatron import train
 
-        train.main(config)
+        train.main(config, launch)
     else:
         from rest_megatron import sft
 
-        sft.main(config)
+        sft.main(config, launch)
 
 
 def _write(text: str, launch: Launch) -> None:

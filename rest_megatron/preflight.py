@@ -8,12 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
-from rest_megatron.config.check import check_data_files, check_run, read_model_config
+from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
+from rest_megatron.optional import has_apex, has_transformer_engine
+from rest_megatron.quiet import quiet_libraries
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
-OPTIONAL = {"transformer_engine": "Transformer Engine", "apex": "Apex"}
+OPTIONAL = {"Transformer Engine": has_transformer_engine, "Apex": has_apex}
 
 
 def main(config: Config, world_size: int, stream: TextIO) -> None:
@@ -32,9 +34,8 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     for package in PACKAGES:
         yield package, _version(package) or "not installed"
-    for package, name in OPTIONAL.items():
-        found = _version(package)
-        yield name, f"{found}: used on CUDA" if found else "not installed: not needed"
+    for name, installed in OPTIONAL.items():
+        yield name, "installed: used on CUDA" if installed() else "not installed: not needed"
     import torch
 
     if torch.cuda.is_available():
@@ -60,6 +61,7 @@ def model(config: Config) -> Iterator[tuple[str, str]]:
     from rest_megatron.tokens import token_bytes
 
     hf = read_model_config(config)
+    _check_weights(config)
     yield "model", f"{hf['model_type']}, {hf['num_hidden_layers']} layers, in {config.model.path}"
     tokenizer = read_tokenizer(config)
     largest = max(tokenizer.get_vocab().values())
@@ -94,7 +96,8 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def run_directory(config: Config) -> Iterator[tuple[str, str]]:
-    """run.dir exists or can be made, and takes files."""
+    """run.dir exists or can be made, holds no earlier run, and takes files."""
+    check_run_dir(config)
     wanted = Path(config.run.dir).absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir():
@@ -102,6 +105,20 @@ def run_directory(config: Config) -> Iterator[tuple[str, str]]:
     if not os.access(existing, os.W_OK | os.X_OK):
         refuse(config, "run.dir", f"cannot be written: no permission in {existing}", "Choose another run.dir")
     yield "run.dir", f"{wanted} is writable"
+
+
+def _check_weights(config: Config) -> None:
+    """The architecture is supported, and the headers of the safetensors hold every tensor of it."""
+    # Only here: these import Megatron, which takes seconds.
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    from rest_megatron.actor.model import check_supported
+    from rest_megatron.checkpoint.hf import weight_source
+
+    hf = AutoConfig.from_pretrained(config.model.path)
+    check_supported(hf)
+    weight_source(config.model, config.run.seed, hf)
 
 
 def _version(package: str) -> str:

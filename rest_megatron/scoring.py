@@ -34,7 +34,7 @@ def score_groups(
 
 
 def reward_metrics(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over answers: total reward, its two terms, the share of well-formed answers and each part."""
+    """Means over answers: total reward, share of well-formed answers, correctness term, and each part."""
     metrics = {
         "reward/mean": fmean(s.total for s in scores),
         "reward/format": fmean(s.format > 0 for s in scores),

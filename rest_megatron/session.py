@@ -1,20 +1,25 @@
 """Everything a run is built from: this process's place, tokenizer, actor, engine and logs."""
 
-import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.model import check_supported
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize, shutdown
+from rest_megatron.checkpoint.hf import weight_source
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
-from rest_megatron.launch import detect
+from rest_megatron.errors import CheckpointError
+from rest_megatron.launch import Launch
 from rest_megatron.observe.metrics import MetricsLogger, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
+from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.tokens import token_bytes
 
@@ -26,10 +31,9 @@ class Session:
     config: Config
     run_dir: Path
     parallel: Parallel
-    tokenizer: PreTrainedTokenizerBase
     token_table: list[bytes]
     actor: Actor
-    rollout: Sampler
+    rollout: RolloutEngine
     metrics: MetricsLogger
     progress: ProgressLine
 
@@ -49,24 +53,39 @@ def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 @contextmanager
-def open_session(config: Config, tokenizer: PreTrainedTokenizerBase, total_optimizer_steps: int) -> Iterator[Session]:
-    """Start processes, model and logs for a configuration that has been checked.
+def open_session(
+    config: Config, launch: Launch, tokenizer: PreTrainedTokenizerBase, total_optimizer_steps: int
+) -> Iterator[Session]:
+    """Start logs, processes and model for a configuration that has been checked.
 
     `total_optimizer_steps` shapes the learning-rate schedule. Read and check all input before: what fails in here
-    costs a job its start.
+    costs a job its start. Raises ConfigError or CheckpointError for what only shows now.
     """
-    launch = detect(os.environ)
     model_path = Path(config.model.path)
-    table = token_bytes(tokenizer, AutoConfig.from_pretrained(model_path).vocab_size)
-    device = choose_device(config.run.device, launch.local_rank)
-    parallel = initialize(launch, config.parallel, device, config.run.seed)
+    hf = AutoConfig.from_pretrained(model_path)
+    check_supported(hf)
+    weights = weight_source(config.model, config.run.seed, hf)
+    table = token_bytes(tokenizer, hf.vocab_size)
+    device = choose_device(config.run.device, launch)
     run_dir = Path(config.run.dir)
-    if parallel.rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(dump(config))
-    actor = Actor(config, parallel, total_optimizer_steps)
-    rollout = Sampler(actor.policy, parallel, config.rollout, stop_token_ids(model_path, tokenizer))
-    with open_metrics(parallel.rank, run_dir, config) as metrics, open_progress(parallel.rank, config) as progress:
-        yield Session(config, run_dir, parallel, tokenizer, table, actor, rollout, metrics, progress)
+    with open_metrics(launch.rank, run_dir, config) as metrics, open_progress(launch.rank, config) as progress:
+        parallel = initialize(launch, config.parallel, device, config.run.seed)
+        if parallel.rank == 0:
+            (run_dir / "config.yaml").write_text(dump(config))
+        dist.barrier()
+        require_shared(run_dir)
+        actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
+        rollout = Sampler(actor.policy, parallel, config.rollout, stop_token_ids(model_path, tokenizer))
+        yield Session(config, run_dir, parallel, table, actor, rollout, metrics, progress)
+        rollout.close()
     # Not after an error: the ranks still need the group to agree on who reports it.
     shutdown()
+
+
+def require_shared(run_dir: Path) -> None:
+    """Raise CheckpointError on a node that does not see what rank 0 wrote: every pipeline stage exports there."""
+    if not (run_dir / "config.yaml").exists():
+        raise CheckpointError(
+            f"run.dir={run_dir} on {platform.node()} lacks the config.yaml that rank 0 wrote; all nodes write to it. "
+            "Put run.dir on a file system that all nodes share"
+        )

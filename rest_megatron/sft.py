@@ -7,10 +7,11 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.demonstrations import load_demonstrations
 from rest_megatron.data.tokenizer import read_tokenizer
+from rest_megatron.launch import Launch
 from rest_megatron.session import Session, open_session
 
 
-def main(config: Config) -> None:
+def main(config: Config, launch: Launch) -> None:
     """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
     tokenizer = read_tokenizer(config)
     demonstrations = load_demonstrations(
@@ -21,7 +22,7 @@ def main(config: Config) -> None:
         overlong=config.data.overlong,
     )
     trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
-    with open_session(config, tokenizer, config.sft.steps) as session:
+    with open_session(config, launch, tokenizer, config.sft.steps) as session:
         cursor = PromptCursor(len(trajectories), config.run.seed)
         for step in range(config.sft.steps):
             started = time.perf_counter()

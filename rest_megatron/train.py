@@ -17,6 +17,7 @@ from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.prompts import Prompt, load_prompts
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.evaluate.heldout import evaluate
+from rest_megatron.launch import Launch
 from rest_megatron.method.advantages import group_relative
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.observe.report import final_table, write_report
@@ -33,12 +34,12 @@ def optimizer_steps(config: Config) -> int:
     return config.train.steps * config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
 
 
-def main(config: Config) -> None:
+def main(config: Config, launch: Launch) -> None:
     """Run the `train` command on this rank."""
     tokenizer = read_tokenizer(config)
     prompts = read_prompts(config, tokenizer, config.data.train)
     heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval else []
-    with open_session(config, tokenizer, optimizer_steps(config)) as session:
+    with open_session(config, launch, tokenizer, optimizer_steps(config)) as session:
         before = evaluate(session, 0, heldout)
         train(session, prompts, heldout)
         after = evaluate(session, config.train.steps, heldout)
@@ -114,7 +115,7 @@ def train_step(
 
     started = time.perf_counter()
     old = actor.log_probs(batch.trajectories)
-    weights = weigh(batch, old.entropy, running_entropy, progress, config.weights, parallel.dp_group)
+    weights = weigh(batch, old, running_entropy, progress, config.weights, parallel.dp_group)
     updates = [
         update(session, batch, i, old.log_probs, weights.tokens)
         for _ in range(config.train.epochs)

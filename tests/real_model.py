@@ -17,11 +17,20 @@ def make_qwen3(directory: Path, **sizes) -> Path:
     """Write config.json and the real tokenizer to `directory`; weights come from model.random_init."""
     packed = SHARED / "tokenizer" / "qwen3_tokenizer.json.xz"
     backend = Tokenizer.from_str(lzma.decompress(packed.read_bytes()).decode("utf-8"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                        chat_template=CHATML)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
     tokenizer.save_pretrained(directory)
-    defaults = dict(vocab_size=151_936, hidden_size=32, intermediate_size=64, num_hidden_layers=4, head_dim=16,
-                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-                    tie_word_embeddings=True)
+    defaults = dict(
+        vocab_size=151_936,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
     Qwen3Config(**{**defaults, **sizes}).save_pretrained(directory)
     return directory

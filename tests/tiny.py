@@ -10,10 +10,23 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from rest_megatron.actor.microbatch import Trajectory
 
 VOCAB = 500
-SIZES = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=512)
-LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+SIZES = dict(
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def make_model(directory: Path, family: str = "qwen3", tied: bool = False, dtype=torch.float32) -> Path:
@@ -52,8 +65,12 @@ class Answers:
         """Some of the trajectories, in this order, with their values."""
         starts = torch.tensor([0] + [len(t.response_ids) for t in self.trajectories]).cumsum(0).tolist()
         index = torch.tensor([k for i in sequences for k in range(starts[i], starts[i + 1])], dtype=torch.int64)
-        return Answers([self.trajectories[i] for i in sequences], self.old_log_probs[index], self.advantages[index],
-                       self.loss_weights[index])
+        return Answers(
+            [self.trajectories[i] for i in sequences],
+            self.old_log_probs[index],
+            self.advantages[index],
+            self.loss_weights[index],
+        )
 
 
 def make_answers(count: int = 16, seed: int = 1) -> Answers:
@@ -124,8 +141,14 @@ def oracle(model_path: Path, answers: Answers, dtype=torch.float64) -> Oracle:
     loss.backward()
     gradients = {name: p.grad.double() for name, p in model.named_parameters()}
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
-    return Oracle(logits.detach().double(), log_probs.detach().double(), entropy.detach().double(), float(loss),
-                  gradients, float(norm))
+    return Oracle(
+        logits.detach().double(),
+        log_probs.detach().double(),
+        entropy.detach().double(),
+        float(loss),
+        gradients,
+        float(norm),
+    )
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # The quickstart: write the task, warm-start from random weights, train with ResT. Two processes, no GPU.
-#   run.sh [DIRECTORY [RANKS]]
+#   run.sh [DIRECTORY [RANKS [DEVICE]]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 directory=${1:-runs/quickstart}
 ranks=${2:-2}
+device=${3:-cpu}
 
 launch() {
     deepspeed --quiet --num_gpus "$ranks" --master_port "$(free_port)" --module rest_megatron "$@" \
-        parallel.tensor_model_parallel_size="$ranks"
+        run.device="$device" parallel.tensor_model_parallel_size="$ranks"
 }
 
 free_port() {
     python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+rm -rf "$directory/data" "$directory/sft" "$directory/rest"
 python examples/quickstart/make_task.py --out "$directory/data" --seed 0
 echo "Supervised warm start on demonstrations, most of them spoiled"
 launch sft -c examples/quickstart/sft.yaml run.dir="$directory/sft" sft.data="$directory/data/sft.jsonl"

@@ -1,5 +1,6 @@
 """The actor: log-probs, policy updates and supervised steps on a Megatron policy under DeepSpeed ZeRO."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,14 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from rest_kernels import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 from rest_megatron.actor.microbatch import IGNORE_INDEX, MicroBatch, Trajectory, micro_batches, pack
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.actor.zero import ZeroEngine
-from rest_megatron.checkpoint.hf import RandomWeights, Safetensors, export, load_weights
+from rest_megatron.checkpoint.hf import WeightSource, export, load_weights
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
 
@@ -38,20 +39,21 @@ class Actor:
 
     Args:
         config: the run; `model`, `optim`, `algorithm`, `deepspeed`, `megatron` are read here.
+        hf: the model's Hugging Face configuration.
+        weights: what to start from.
         parallel: this rank's place.
         total_steps: optimizer steps of the whole run, for the learning-rate schedule.
     """
 
-    def __init__(self, config: Config, parallel: Parallel, total_steps: int):
+    def __init__(
+        self, config: Config, hf: PreTrainedConfig, weights: WeightSource, parallel: Parallel, total_steps: int
+    ):
         self.config = config
         self.parallel = parallel
         self.model_path = Path(config.model.path)
-        hf = AutoConfig.from_pretrained(self.model_path)
         hf.dtype = DTYPES[config.model.dtype]
         self.policy = Policy(hf, config, parallel)
-        random_init = config.model.random_init
-        source = RandomWeights(config.run.seed, hf) if random_init else Safetensors(self.model_path, hf)
-        load_weights(self.policy, source, parallel)
+        load_weights(self.policy, weights, parallel)
         settings = engine_config(config, data_parallel_size=parallel.dp_size)
         self.zero = ZeroEngine(self.policy, config.optim, settings, total_steps, parallel)
         self.version = 0
@@ -90,7 +92,7 @@ class Actor:
         self.zero.begin()
         sums = self._run(trajectories, loss, forward_only=False)
         grad_norm, learning_rate = self.zero.step(torch.stack(sums)[:, 0].sum() if sums else None)
-        self.version += 1
+        self.version += math.isfinite(grad_norm)
         return {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
 
     def _run(self, trajectories, compute: Callable, forward_only: bool) -> list:

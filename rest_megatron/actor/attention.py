@@ -111,6 +111,10 @@ class CoreAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, heads, q, dim] x [b, groups, k, dim] -> [b, heads, q, dim]."""
+        if mask is not None and query.is_cuda and query.shape[1] != key.shape[1]:
+            # CUDA's memory-efficient kernel takes a mask or grouped heads, not both; the fallback stores all scores.
+            repeats = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -124,11 +128,7 @@ class CoreAttention(nn.Module):
 
 
 def transformer_engine_attention() -> type[nn.Module]:
-    """CoreAttention whose packed path is Transformer Engine's fused attention.
-
-    Raises ImportError where Transformer Engine is not installed.
-    """
-    import transformer_engine  # noqa: F401  Megatron imports its wrapper without it, then fails later
+    """CoreAttention whose packed path is Transformer Engine's fused attention, which must be installed."""
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     class TransformerEngineAttention(CoreAttention):

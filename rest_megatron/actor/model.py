@@ -21,6 +21,7 @@ from rest_megatron.actor.norm import RMSNorm
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
+from rest_megatron.optional import has_transformer_engine
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -123,22 +124,21 @@ def layer_spec(megatron: TransformerConfig, core_attention: type[nn.Module], vp_
     return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RMSNorm)
 
 
-def choose_attention(name: str, device: torch.device) -> type[nn.Module]:
+def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> type[nn.Module]:
     """The core attention for `model.attention`.
 
-    Raises ConfigError when Transformer Engine is asked for and missing.
+    Transformer Engine computes packed sequences in bfloat16 on CUDA only. Raises ConfigError when it is asked for
+    elsewhere, or not installed.
     """
-    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
+    fits = device.type == "cuda" and dtype == torch.bfloat16 and has_transformer_engine()
+    if name == "sdpa" or (name == "auto" and not fits):
         return CoreAttention
-    try:
-        return transformer_engine_attention()
-    except ImportError as error:
-        if name == "auto":
-            return CoreAttention
+    if not fits:
         raise ConfigError(
-            f"model.attention=transformer_engine, but Transformer Engine cannot be imported ({error}). "
-            "Install it, or set model.attention=sdpa"
-        ) from error
+            "model.attention=transformer_engine needs Transformer Engine installed, CUDA and model.dtype=bfloat16; "
+            f"here: installed {has_transformer_engine()}, {device.type}, {dtype}. Set model.attention=auto"
+        )
+    return transformer_engine_attention()
 
 
 class Chunk(GPTModel):
@@ -174,10 +174,9 @@ class Policy(nn.Module):
 
     def __init__(self, hf: PreTrainedConfig, config: Config, parallel: Parallel):
         super().__init__()
-        check_supported(hf)
         self.hf = hf
         self.megatron = transformer_config(hf, config, parallel)
-        attention = choose_attention(config.model.attention, parallel.device)
+        attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
         self.chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
 

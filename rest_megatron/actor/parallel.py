@@ -13,9 +13,10 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from rest_megatron.config.schema import ParallelConfig
+from rest_megatron.errors import ConfigError
 from rest_megatron.launch import Launch
 
-START_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,22 @@ class Parallel:
         return values
 
 
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of this rank for `run.device` auto, cpu or cuda."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+def choose_device(name: str, launch: Launch) -> torch.device:
+    """The device of this rank for `run.device` auto, cpu or cuda.
+
+    A Slurm task that sees a single device takes it: Slurm bound it there. Raises ConfigError, on all ranks of a node
+    alike, when they outnumber its devices.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
+    bound = launch.launcher == "slurm" and count == 1
+    if launch.local_world_size > count and not bound:
+        raise ConfigError(
+            f"run.device={name}: {launch.local_world_size} ranks on this node, but {count} CUDA devices; "
+            "each rank needs its own. Start fewer ranks, or set run.device=cpu"
+        )
+    device = torch.device("cuda", 0 if bound else launch.local_rank)
     torch.cuda.set_device(device)
     return device
 
@@ -108,7 +120,7 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
         "gloo" if device.type == "cpu" else "nccl",
         rank=launch.rank,
         world_size=launch.world_size,
-        timeout=START_TIMEOUT,
+        timeout=COLLECTIVE_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
@@ -117,6 +129,7 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=chunks,
+        create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
     return Parallel(

@@ -19,6 +19,7 @@ from rest_megatron.actor.gradients import mark_tied_copy, spoil_unless_finite, s
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import OptimConfig
+from rest_megatron.optional import has_apex
 
 
 class ModelParallelUnit:
@@ -71,17 +72,17 @@ def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def build_optimizer(policy: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW: Apex's fused one where Apex is installed and the actor is on CUDA, else PyTorch's fused one."""
+def build_optimizer(policy: nn.Module, optim: OptimConfig, on_cuda: bool) -> torch.optim.Optimizer:
+    """AdamW: Apex's fused one where it can run, else PyTorch's fused one.
+
+    on_cuda: whether the optimizer state is on CUDA, where Apex's kernels need it; offloaded state is not.
+    """
     groups = parameter_groups(policy, optim.weight_decay)
     settings = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
-    if device.type == "cuda":
-        try:
-            from apex.optimizers import FusedAdam
-        except ImportError:
-            pass
-        else:
-            return FusedAdam(groups, adam_w_mode=True, **settings)
+    if on_cuda and has_apex():
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)
 
 
@@ -108,7 +109,8 @@ class ZeroEngine:
 
     def __init__(self, policy: Policy, optim: OptimConfig, engine_config: dict, total_steps: int, parallel: Parallel):
         mark_tied_copy(policy, parallel)
-        optimizer = build_optimizer(policy, optim, parallel.device)
+        offloaded = engine_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+        optimizer = build_optimizer(policy, optim, on_cuda=parallel.device.type == "cuda" and not offloaded)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
         # DeepSpeed prints memory readings while it builds its bf16 optimizer.
         with redirect_stdout(io.StringIO()):

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.checkpoint.mapping import Piece, expected_tensors, kv_groups, mapped_parameters, merge, split
+from rest_megatron.config.schema import ModelConfig
 from rest_megatron.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -84,6 +85,11 @@ class RandomWeights:
         return whole.chunk(tp_size, dim=piece.dim)[tp_rank]
 
 
+def weight_source(model: ModelConfig, seed: int, hf: PreTrainedConfig) -> WeightSource:
+    """Where the run's weights come from. Raises CheckpointError when the safetensors do not hold the model."""
+    return RandomWeights(seed, hf) if model.random_init else Safetensors(Path(model.path), hf)
+
+
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.exists():
@@ -135,8 +141,6 @@ def load_weights(policy: Policy, source: WeightSource, parallel: Parallel) -> No
         pieces = [source.read(piece, parallel.tp_rank, parallel.tp_size) for piece in mapped.pieces]
         mapped.parameter.copy_(merge(pieces, groups))
         mapped.parameter.tensor_model_parallel = mapped.dim is not None
-        mapped.parameter.partition_dim = -1 if mapped.dim is None else mapped.dim
-        mapped.parameter.partition_stride = 1
 
 
 @torch.no_grad()

@@ -60,6 +60,9 @@ def check_settings(config: Config) -> None:
             f"rollout.group_size={rollout.group_size} = {answers}",
             _allowed("train.mini_batch_size", _divisors(answers), size),
         )
+    if rollout.group_size > rollout.max_batch_size:
+        rule = f"is less than rollout.group_size={rollout.group_size}: the answers to a prompt are decoded together"
+        refuse(config, "rollout.max_batch_size", rule, f"Try rollout.max_batch_size={rollout.group_size}")
     longest = data.max_prompt_tokens + rollout.max_new_tokens
     if train.max_tokens_per_micro_batch < longest:
         refuse(
@@ -167,6 +170,13 @@ def check_data_files(config: Config, command: str) -> None:
     wanted = ("sft.data",) if command == "sft" else ("data.train", *(["data.eval"] if config.data.eval else []))
     for key in wanted:
         _require(config, key, "a .parquet, .jsonl or .json file", Path.is_file)
+
+
+def check_run_dir(config: Config) -> None:
+    """run.dir holds no earlier run, whose files would be mixed with this one's. Raises ConfigError."""
+    metrics = Path(config.run.dir) / "metrics.jsonl"
+    if metrics.exists() and metrics.stat().st_size > 0:
+        refuse(config, "run.dir", "holds the metrics.jsonl of an earlier run", "Choose another run.dir, or delete it")
 
 
 def read_model_config(config: Config) -> dict[str, Any]:

@@ -80,9 +80,6 @@ class DataConfig:
 class RolloutConfig:
     """Sampling."""
 
-    engine: str = key(
-        "sampler", "Where answers are sampled: in process from the actor's own weights.", choices=("sampler",)
-    )
     prompts_per_step: int = key(16, "Prompts per training step, over all ranks.", ge=1)
     group_size: int = key(8, "Answers per prompt (G).", ge=2)
     max_new_tokens: int = key(1024, "Longest answer in tokens.", ge=1)
@@ -137,13 +134,6 @@ class AlgorithmConfig:
         "1/G sum_i 1/T_i sum_t, or one weighted mean over all tokens.",
         choices=("seq-mean-token-mean", "token-mean"),
     )
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """Rule reward."""
-
-    preset: str = key("paper", "Reward rules and their ramp over nu.", choices=("paper",))
 
 
 @dataclass(frozen=True)
@@ -209,7 +199,6 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sft: SftConfig = field(default_factory=SftConfig)

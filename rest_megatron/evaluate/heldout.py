@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rest_megatron.data.prompts import Prompt
+from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.reward.score import parse_ground_truth
 from rest_megatron.scoring import reward_metrics, score_groups
 from rest_megatron.session import Session
@@ -19,12 +20,12 @@ def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str
     if not prompts:
         return {}
     seed = session.config.run.seed
+    session.rollout.publish(session.actor.version)
     groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
     truths = [parse_ground_truth(p.ground_truth) for p in prompts]
     scores = score_groups(groups, truths, session.token_table, progress=FINAL_PROGRESS, parallel=session.parallel)
     samples = [sample for group in groups for sample in group]
     metrics = reward_metrics([score for group in scores for score in group])
-    metrics["rollout/length"] = sum(len(s.token_ids) for s in samples) / len(samples)
-    metrics["rollout/stopped"] = sum(s.finish_reason == "stop" for s in samples) / len(samples)
+    metrics |= length_metrics(samples)
     session.metrics.log_evaluation(step, metrics)
     return metrics

@@ -21,15 +21,15 @@ ENTROPY_FLOOR = 1e-6  # nats; a region the policy is sure of has H = 0, where 1/
 DELTA = 1e-8  # delta of w_t = w^_t / (mean(w^) + delta)
 
 
-def region_entropy_sums(entropy: torch.Tensor, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums, counts), float64 [4] each: the entropy in each region and the number of its tokens.
+def region_sums(values: torch.Tensor, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sums, counts), float64 [4] each: the sum of `values` in each region and the number of its tokens.
 
-    entropy: [T] in nats; regions: [T] Region. Both results add up over micro-batches and over ranks (all-reduce with
-    SUM), which makes the mean global.
+    values: [T], entropy in nats for one; regions: [T] Region. Both results add up over micro-batches and over ranks
+    (all-reduce with SUM), which makes the mean global.
     """
-    _same_shape(entropy=entropy, regions=regions)
+    _same_shape(values=values, regions=regions)
     member = regions == torch.arange(len(Region), device=regions.device)[:, None]
-    sums = torch.where(member, entropy.double(), 0.0).sum(dim=1)
+    sums = torch.where(member, values.double(), 0.0).sum(dim=1)
     return sums, member.sum(dim=1).double()
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -16,16 +17,21 @@ from rest_megatron.rollout.engine import Sample
 from rest_megatron.scoring import answer_bytes
 
 
+def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean length in tokens, and the share of answers that ended by themselves."""
+    return {
+        "rollout/length": fmean(len(s.token_ids) for s in samples),
+        "rollout/stopped": fmean(s.finish_reason == "stop" for s in samples),
+    }
+
+
 def rollout_metrics(samples: Sequence[Sample], totals: Tensor, seconds: float) -> dict[str, float]:
     """Length and end of the answers, speed of sampling, and the share of groups that teach nothing.
 
     totals: rewards [prompts, group_size]; seconds: how long sampling took.
     """
-    num_tokens = sum(len(s.token_ids) for s in samples)
-    return {
-        "rollout/length": num_tokens / len(samples),
-        "rollout/stopped": sum(s.finish_reason == "stop" for s in samples) / len(samples),
-        "rollout/tokens_per_second": num_tokens / seconds,
+    return length_metrics(samples) | {
+        "rollout/tokens_per_second": sum(len(s.token_ids) for s in samples) / seconds,
         "rollout/zero_variance_groups": float(zero_variance_groups(totals).double().mean()),
     }
 

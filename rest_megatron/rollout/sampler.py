@@ -40,7 +40,7 @@ class Sampler:
         self.policy = policy
         self.parallel = parallel
         self.config = config
-        self.stop_token_ids = torch.tensor(sorted(set(stop_token_ids)), device=parallel.device)
+        self.stop_token_ids = frozenset(stop_token_ids)
         self.version = 0
 
     def publish(self, version: int) -> None:
@@ -93,29 +93,32 @@ class Sampler:
         _keep(caches, spread)
         logits = None if logits is None else logits[spread]
         padding, positions = padding[spread], positions[spread, -1:]
-        rows = torch.arange(uniforms.shape[0], device=device)
+        index = torch.arange(uniforms.shape[0], device=device)
+        rows, done = index.tolist(), [False] * len(index)
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
-        finished = torch.zeros_like(rows, dtype=torch.bool)
         for step in range(self.config.max_new_tokens):
-            drawn, values = self._draw(logits, uniforms[rows, step])
-            _append(tokens, log_probs, rows, drawn, values, finished)
-            finished = finished | torch.isin(drawn, self.stop_token_ids)
-            if step + 1 == self.config.max_new_tokens or finished.all():
+            choice = self._draw(logits, uniforms[index, step])
+            for i, (row, token, log_prob) in enumerate(zip(rows, *choice.tolist(), strict=True)):
+                if not done[i]:
+                    tokens[row].append(int(token))
+                    log_probs[row].append(log_prob)
+                    done[i] = int(token) in self.stop_token_ids
+            if step + 1 == self.config.max_new_tokens or all(done):
                 break
-            if finished.float().mean() > COMPACT_ABOVE:
-                going = (~finished).nonzero().squeeze(1)
-                rows, padding, positions, drawn = rows[going], padding[going], positions[going], drawn[going]
-                finished = finished[going]
+            if sum(done) > COMPACT_ABOVE * len(done):
+                going = torch.tensor([i for i, finished in enumerate(done) if not finished], device=device)
+                index, padding, positions, choice = index[going], padding[going], positions[going], choice[:, going]
+                rows, done = index.tolist(), [False] * len(going)
                 _keep(caches, going)
             positions = positions + 1
             columns = torch.arange(ids.shape[1] + step + 1, device=device)
             mask = (columns >= padding.unsqueeze(1))[:, None, None, :]
-            logits = self._forward(drawn.unsqueeze(1), positions, mask)
+            logits = self._forward(choice[0].long().unsqueeze(1), positions, mask)
         return tokens, log_probs
 
-    def _draw(self, logits: Tensor | None, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [b] and log-probs [b] drawn on the last stage, on every stage."""
+    def _draw(self, logits: Tensor | None, uniforms: Tensor) -> Tensor:
+        """Tokens and their log-probs, drawn on the last stage, on every stage: [2, b] float64."""
         choice = torch.empty(2, uniforms.shape[0], dtype=torch.float64, device=uniforms.device)
         if logits is not None:
             tokens, log_probs = draw_tokens(logits, uniforms, self.config.temperature, self.parallel.tp_group)
@@ -126,7 +129,7 @@ class Sampler:
                 f"the policy's logits are not finite after {self.version} optimizer steps; no token can be drawn. "
                 "Lower optim.lr, or start again from weights that were still finite"
             )
-        return choice[0].long(), choice[1]
+        return choice
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor | None:
         """One forward through all stages and chunks; logits [b, vocab / TP] of the last position on the last stage."""
@@ -136,8 +139,7 @@ class Sampler:
             if not chunk.pre_process:
                 hidden = torch.empty(shape, dtype=self.policy.megatron.params_dtype, device=ids.device)
                 previous = parallel_state.get_pipeline_model_parallel_prev_rank()
-                if parallel.pp_size > 1:
-                    dist.recv(hidden, previous, group=parallel.pp_group)
+                dist.recv(hidden, previous, group=parallel.pp_group)
             hidden = chunk.decode(ids, hidden, positions, mask)
             if not chunk.post_process:
                 dist.send(
@@ -146,7 +148,7 @@ class Sampler:
         return hidden.squeeze(0) if self.policy.chunks[-1].post_process else None
 
     def _sample(self, prompt: Sequence[int], tokens: list[int], log_probs: list[float]) -> Sample:
-        stopped = tokens[-1] in self.stop_token_ids.tolist()
+        stopped = tokens[-1] in self.stop_token_ids
         return Sample(tuple(prompt), tuple(tokens), tuple(log_probs), "stop" if stopped else "length", self.version)
 
 
@@ -165,15 +167,6 @@ def _prefill_mask(padding: Tensor, width: int) -> Tensor:
     causal = columns <= columns.unsqueeze(1)
     real = columns >= padding[:, None, None]
     return ((causal & real) | torch.eye(width, dtype=torch.bool, device=padding.device)).unsqueeze(1)
-
-
-def _append(tokens, log_probs, rows: Tensor, drawn: Tensor, values: Tensor, finished: Tensor) -> None:
-    """Add each unfinished row's new token to its lists."""
-    entries = zip(rows.tolist(), drawn.tolist(), values.tolist(), finished.tolist(), strict=True)
-    for row, token, value, done in entries:
-        if not done:
-            tokens[row].append(token)
-            log_probs[row].append(value)
 
 
 def _keep(caches: list[KeyValueCache], rows: Tensor) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize
-from rest_megatron.checkpoint.hf import gather_tensors
+from rest_megatron.checkpoint.hf import gather_tensors, weight_source
 from rest_megatron.checkpoint.mapping import mapped_parameters
 from rest_megatron.config.schema import (
     AlgorithmConfig,
@@ -58,7 +59,8 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
         run=RunConfig(device=layout.device),
         model=ModelConfig(path=str(model), dtype=dtype),
         parallel=ParallelConfig(layout.tp, layout.pp, layout.vpp, layout.sp),
-        megatron=layout.megatron, deepspeed=layout.deepspeed,
+        megatron=layout.megatron,
+        deepspeed=layout.deepspeed,
         algorithm=AlgorithmConfig(clip_ratio_low=0.2, clip_ratio_high=0.2),
         # Adam divides by |gradient| + eps: a larger eps keeps the rounding of near-zero gradients out of the weights.
         optim=OptimConfig(**{"lr": 1e-3, "eps": 1e-6, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
@@ -67,8 +69,10 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
 
 
 def start(launch: Launch, config: Config, total_steps: int = TOTAL_STEPS) -> tuple[Actor, Parallel]:
-    parallel = initialize(launch, config.parallel, choose_device(config.run.device, launch.local_rank), seed=0)
-    return Actor(config, parallel, total_steps), parallel
+    parallel = initialize(launch, config.parallel, choose_device(config.run.device, launch), seed=0)
+    hf = AutoConfig.from_pretrained(config.model.path)
+    weights = weight_source(config.model, config.run.seed, hf)
+    return Actor(config, hf, weights, parallel, total_steps), parallel
 
 
 def share(answers: Answers, parallel: Parallel) -> tuple[Answers, list[int]]:
@@ -107,8 +111,9 @@ def tied_copy_difference(actor: Actor, parallel: Parallel) -> float:
     return float((total - 2 * weight).abs().max())
 
 
-def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str = "float32",
-                          steps: int = 1) -> dict:
+def gradients_and_updates(
+    launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str = "float32", steps: int = 1
+) -> dict:
     """Logits, log-probs, reduced gradients, gradient norm and, after `steps` AdamW steps, weights and differences."""
     actor, parallel = start(launch, make_config(model, layout, dtype))
     ours, mine = share(answers, parallel)
@@ -124,22 +129,34 @@ def gradients_and_updates(launch: Launch, model: Path, layout: Layout, answers: 
     grad_norm = float(actor.zero.engine.get_global_grad_norm())
     metrics = [actor.update(*ours) for _ in range(steps - 1)]
     return {
-        "sequences": mine, "log_probs": stats.log_probs, "entropy": stats.entropy, "collision": stats.collision,
-        "logits": logits, "gradients": gradients, "grad_norm": grad_norm, "metrics": metrics,
+        "sequences": mine,
+        "log_probs": stats.log_probs,
+        "entropy": stats.entropy,
+        "collision": stats.collision,
+        "logits": logits,
+        "gradients": gradients,
+        "grad_norm": grad_norm,
+        "metrics": metrics,
         "weights": named(actor, parallel, lambda p: p.data),
-        "replicas": replica_difference(actor, parallel), "tied": tied_copy_difference(actor, parallel),
+        "replicas": replica_difference(actor, parallel),
+        "tied": tied_copy_difference(actor, parallel),
     }
 
 
-def trained(launch: Launch, model: Path, layout: Layout, answers: Answers, steps: int, optim: dict,
-            dtype: str = "float32") -> dict:
+def trained(
+    launch: Launch, model: Path, layout: Layout, answers: Answers, steps: int, optim: dict, dtype: str = "float32"
+) -> dict:
     """Metrics of each of `steps` updates, and the weights, float32 masters and replica differences after them."""
     actor, parallel = start(launch, make_config(model, layout, dtype, **optim), steps)
     ours, _ = share(answers, parallel)
     metrics = [actor.update(*ours) for _ in range(steps)]
-    return {"metrics": metrics, "weights": named(actor, parallel, lambda p: p.data),
-            "masters": named(actor, parallel, safe_get_full_fp32_param),
-            "replicas": replica_difference(actor, parallel), "tied": tied_copy_difference(actor, parallel)}
+    return {
+        "metrics": metrics,
+        "weights": named(actor, parallel, lambda p: p.data),
+        "masters": named(actor, parallel, safe_get_full_fp32_param),
+        "replicas": replica_difference(actor, parallel),
+        "tied": tied_copy_difference(actor, parallel),
+    }
 
 
 def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch.Tensor | None:
@@ -163,8 +180,9 @@ def in_order(results: list[dict], key: str, answers: Answers) -> torch.Tensor:
     pieces = {}
     for result in results:
         if result[key] is not None:
-            pieces.update(zip(result["sequences"], result[key].split([lengths[i] for i in result["sequences"]]),
-                              strict=True))
+            pieces.update(
+                zip(result["sequences"], result[key].split([lengths[i] for i in result["sequences"]]), strict=True)
+            )
     return torch.cat([pieces[i] for i in range(len(lengths))])
 
 
@@ -179,8 +197,9 @@ def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]
     return {k: v.clone() for k, v in tensors.items() if v is not None} if parallel.dp_rank == 0 else {}
 
 
-def sampled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig,
-            stop: list[int]) -> dict:
+def sampled(
+    launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig, stop: list[int]
+) -> dict:
     """Answers drawn by the sampler, and the actor's own log-probs of them."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
@@ -190,5 +209,9 @@ def sampled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]
     samples = [sample for group in groups for sample in group]
     stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
     again = engine.generate(prompts, group_size=rollout.group_size, seed=5)
-    return {"samples": samples, "log_probs": stats.log_probs, "repeats": again == groups,
-            "sequence_parallel": actor.policy.megatron.sequence_parallel}
+    return {
+        "samples": samples,
+        "log_probs": stats.log_probs,
+        "repeats": again == groups,
+        "sequence_parallel": actor.policy.megatron.sequence_parallel,
+    }

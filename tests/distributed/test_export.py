@@ -52,8 +52,9 @@ def same(ours: dict, theirs: dict) -> bool:
 
 
 @pytest.mark.parametrize("family, tied, layout, dtype, file_bytes", CASES, ids=IDS)
-def test_import_and_export_are_exact_and_hugging_face_reads_them(pool, tiny_model, tmp_path, family, tied, layout,
-                                                                 dtype, file_bytes):
+def test_import_and_export_are_exact_and_hugging_face_reads_them(
+    pool, tiny_model, tmp_path, family, tied, layout, dtype, file_bytes
+):
     model = tiny_model(family, tied)
     pool.run(exported_twice, layout.world_size, model, layout, dtype, tmp_path, file_bytes)
     original = {name: tensor.to(getattr(torch, dtype)) for name, tensor in read(model).items()}

@@ -30,8 +30,10 @@ CUTS = [
 @pytest.fixture(scope="module")
 def one_micro_batch(pool, tiny_model, answers):
     """One process that sees all answers in one micro-batch, by which answers."""
-    return {chosen: pool.run(gradients_and_updates, 1, tiny_model(), ONE_MICRO_BATCH, answers.select(chosen),
-                             "float32", 2) for chosen in (ALL, UNEVEN, SINGLE)}
+    return {
+        chosen: pool.run(gradients_and_updates, 1, tiny_model(), ONE_MICRO_BATCH, answers.select(chosen), "float32", 2)
+        for chosen in (ALL, UNEVEN, SINGLE)
+    }
 
 
 @pytest.mark.parametrize("chosen, layout", CUTS, ids=[f"{len(chosen)}-answers-{layout}" for chosen, layout in CUTS])

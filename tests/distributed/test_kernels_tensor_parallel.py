@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from rest_kernels import reference, vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 
 F64 = torch.float64

@@ -9,8 +9,15 @@ from tests.tiny import load, policy_loss, relative_error, response_logits
 WEIGHTS = 1e-4
 GRAD_NORM = 1e-5
 STEPS = 6
-OPTIM = {"lr": 1e-3, "warmup_steps": 2, "schedule": "linear", "min_lr_ratio": 0.1, "clip_grad": 1.0,
-         "weight_decay": 0.1, "betas": (0.9, 0.95)}
+OPTIM = {
+    "lr": 1e-3,
+    "warmup_steps": 2,
+    "schedule": "linear",
+    "min_lr_ratio": 0.1,
+    "clip_grad": 1.0,
+    "weight_decay": 0.1,
+    "betas": (0.9, 0.95),
+}
 # Warm-up over two steps to the peak, then in four steps towards a tenth of it.
 LEARNING_RATES = [0.5e-3, 1e-3, 1e-3, 0.775e-3, 0.55e-3, 0.325e-3]
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
@@ -42,10 +49,17 @@ def torch_loop(model_path, answers) -> tuple[dict, list[dict]]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         delta = log_probs.detach() - answers.old_log_probs.double()
-        history.append({"actor/loss": float(loss), "actor/grad_norm": float(norm), "actor/lr": learning_rate,
-                        "actor/ratio": float(delta.exp().mean()), "actor/entropy": float(entropy.mean()),
-                        "actor/approx_kl": float((torch.expm1(delta) - delta).mean()),
-                        **clip_fractions(delta.exp(), answers.advantages)})
+        history.append(
+            {
+                "actor/loss": float(loss),
+                "actor/grad_norm": float(norm),
+                "actor/lr": learning_rate,
+                "actor/ratio": float(delta.exp().mean()),
+                "actor/entropy": float(entropy.mean()),
+                "actor/approx_kl": float((torch.expm1(delta) - delta).mean()),
+                **clip_fractions(delta.exp(), answers.advantages),
+            }
+        )
     return dict(model.named_parameters()), history
 
 

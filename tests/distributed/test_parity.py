@@ -100,5 +100,3 @@ def test_every_rank_holds_the_same_statistics_and_the_same_replicated_weights(me
         for name in ("log_probs", "entropy", "collision"):
             assert torch.equal(result[name], first[name])
         assert result["metrics"] == results[0]["metrics"]
-
-

@@ -21,8 +21,10 @@ def make_prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(pool, tiny_model):
     """The draws of one process, by tied embedding or not."""
-    return {tied: pool.run(sampled, 1, tiny_model(tied=tied), LAYOUTS[0], make_prompts(), ROLLOUT, STOP)[0]
-            for tied in (False, True)}
+    return {
+        tied: pool.run(sampled, 1, tiny_model(tied=tied), LAYOUTS[0], make_prompts(), ROLLOUT, STOP)[0]
+        for tied in (False, True)
+    }
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -43,9 +45,16 @@ def test_log_probs_are_hugging_faces_at_the_sampling_temperature(expected, tiny_
     model = AutoModelForCausalLM.from_pretrained(tiny_model(tied=tied), dtype=torch.float64)
     samples = expected[tied]["samples"]
     with torch.no_grad():
-        table = [model(torch.tensor([[*s.prompt_ids, *s.token_ids]])).logits[0, len(s.prompt_ids) - 1 : -1]
-                 .div(ROLLOUT.temperature).log_softmax(-1) for s in samples]
-    want = torch.cat([t[torch.arange(len(s.token_ids)), list(s.token_ids)] for t, s in zip(table, samples, strict=True)])
+        table = [
+            model(torch.tensor([[*s.prompt_ids, *s.token_ids]]))
+            .logits[0, len(s.prompt_ids) - 1 : -1]
+            .div(ROLLOUT.temperature)
+            .log_softmax(-1)
+            for s in samples
+        ]
+    want = torch.cat(
+        [t[torch.arange(len(s.token_ids)), list(s.token_ids)] for t, s in zip(table, samples, strict=True)]
+    )
     assert torch.allclose(torch.tensor([x for s in samples for x in s.log_probs]).double(), want, atol=1e-5)
 
 

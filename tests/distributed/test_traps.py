@@ -85,8 +85,10 @@ def test_without_the_guard_the_step_is_wrong(pool, tiny_model, exact, answers, g
 
 @pytest.mark.parametrize(
     "guard, layout",
-    [("bf16 gradients accumulate in float32", Layout(max_tokens=32)),
-     ("bf16 gradients are reduced in float32", Layout(dp=2, max_tokens=32))],
+    [
+        ("bf16 gradients accumulate in float32", Layout(max_tokens=32)),
+        ("bf16 gradients are reduced in float32", Layout(dp=2, max_tokens=32)),
+    ],
 )
 def test_without_the_guard_bf16_sums_are_rounded(pool, tiny_model, answers, guard, layout):
     def gradients(copies):
@@ -147,8 +149,13 @@ def test_without_discarding_gradients_an_offloaded_bf16_run_never_steps_again(po
 
 def test_every_guard_has_a_test():
     tested = {guard for guard, *_ in WRONG}
-    others = {"bf16 gradients accumulate in float32", "bf16 gradients are reduced in float32",
-              "DeepSpeed knows of bf16", "a NaN loss spoils a gradient", "a skipped step's gradients are discarded"}
+    others = {
+        "bf16 gradients accumulate in float32",
+        "bf16 gradients are reduced in float32",
+        "DeepSpeed knows of bf16",
+        "a NaN loss spoils a gradient",
+        "a skipped step's gradients are discarded",
+    }
     assert tested | others == set(GUARDS)
 
 
@@ -159,8 +166,9 @@ def test_deepspeed_settings_that_train_wrong_are_refused(zero):
         engine_config(config, data_parallel_size=2)
 
 
-@pytest.mark.parametrize("field", ["overlap_p2p_comm", "batch_p2p_comm", "calculate_per_token_loss",
-                                   "perform_initialization"])
+@pytest.mark.parametrize(
+    "field", ["overlap_p2p_comm", "batch_p2p_comm", "calculate_per_token_loss", "perform_initialization"]
+)
 def test_megatron_fields_that_train_wrong_are_refused(field):
     with pytest.raises(ConfigError, match=f"megatron.{field}"):
         check_megatron_fields(make_config("model", Layout(megatron={field: True})))

@@ -46,8 +46,7 @@ def _transformer_config(*args, **fields):
 
 
 def _with_fields(**fields):
-    return partial(mock.patch.object, model, "transformer_config",
-                   lambda *args: _transformer_config(*args, **fields))
+    return partial(mock.patch.object, model, "transformer_config", lambda *args: _transformer_config(*args, **fields))
 
 
 def _without_engine_keys(*names: str):
@@ -75,31 +74,42 @@ def _only(*kinds: str):
 
 GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
     "q/k norm gradients are summed over TP": partial(
-        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("input_layernorm", "pre_mlp", "final")),
+        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("input_layernorm", "pre_mlp", "final")
+    ),
     "norm gradients are summed over TP under SP": partial(
-        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("q_layernorm", "k_layernorm")),
+        mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("q_layernorm", "k_layernorm")
+    ),
     "tied embedding gradients are summed over the pipeline's ends": partial(
-        mock.patch.object, gradients, "dist", _NoEmbeddingSum()),
+        mock.patch.object, gradients, "dist", _NoEmbeddingSum()
+    ),
     "the tied copy is not counted in the norm": partial(
-        mock.patch.object, zero, "mark_tied_copy", lambda policy, parallel: None),
+        mock.patch.object, zero, "mark_tied_copy", lambda policy, parallel: None
+    ),
     "sharded parameters are marked": partial(mock.patch.object, actor_module, "load_weights", _load_without_marks),
     "the norm covers every pipeline stage": partial(
-        mock.patch.object, zero.ModelParallelUnit, "get_model_parallel_group",
-        lambda self: parallel_state.get_tensor_model_parallel_group()),
-    "boundary mode": partial(
-        mock.patch.multiple, zero.ZeroEngine, begin=lambda self: None, reduce=lambda self: None),
+        mock.patch.object,
+        zero.ModelParallelUnit,
+        "get_model_parallel_group",
+        lambda self: parallel_state.get_tensor_model_parallel_group(),
+    ),
+    "boundary mode": partial(mock.patch.multiple, zero.ZeroEngine, begin=lambda self: None, reduce=lambda self: None),
     "communication is not overlapped": partial(mock.patch.object, actor_module, "engine_config", _overlapped),
     "interleaved stages overlap p2p": _with_fields(overlap_p2p_comm=False, batch_p2p_comm=True),
     "the schedule does not divide the loss": _with_fields(calculate_per_token_loss=False),
     "the loss is scaled by the data-parallel size": partial(
-        mock.patch.object, actor_module.Actor, "_for_schedule",
-        lambda self, loss, batch, sums: (loss, torch.tensor(1), torch.stack([x.detach().double() for x in sums]))),
+        mock.patch.object,
+        actor_module.Actor,
+        "_for_schedule",
+        lambda self, loss, batch, sums: (loss, torch.tensor(1), torch.stack([x.detach().double() for x in sums])),
+    ),
     "bf16 gradients accumulate in float32": _without_engine_keys("data_types"),
     "bf16 gradients are reduced in float32": _without_engine_keys("communication_data_type"),
     "a NaN loss spoils a gradient": partial(
-        mock.patch.object, zero, "spoil_unless_finite", lambda policy, optimizer, loss: None),
+        mock.patch.object, zero, "spoil_unless_finite", lambda policy, optimizer, loss: None
+    ),
     "a skipped step's gradients are discarded": partial(
-        mock.patch.object, zero.ZeroEngine, "_discard_reduced_gradients", lambda self: None),
+        mock.patch.object, zero.ZeroEngine, "_discard_reduced_gradients", lambda self: None
+    ),
     "DeepSpeed knows of bf16": _without_engine_keys("bf16", "data_types", "communication_data_type"),
 }
 
@@ -110,8 +120,9 @@ def without(launch: Launch, guard: str, case: Callable, *args) -> dict:
         return case(launch, *args)
 
 
-def not_a_number(launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str,
-                 places: Sequence[str]) -> list[dict]:
+def not_a_number(
+    launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str, places: Sequence[str]
+) -> list[dict]:
     """A good update; then for each place one with a NaN there on the last rank only, and a good one.
 
     Returns each update's metrics and all weights of this rank after it, flat. A place is a loss stream, whose first

@@ -55,7 +55,7 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
 
 @pytest.mark.timeout(1000)
 def test_the_quickstart_trains_on_cuda(tmp_path):
-    done = run(["bash", "examples/quickstart/run.sh", tmp_path, 1], ROOT, timeout=900)
+    done = run(["bash", "examples/quickstart/run.sh", tmp_path, 1, "cuda"], ROOT, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "rest" / "report.html").exists()
     evaluations = [json.loads(line) for line in (tmp_path / "rest" / "eval.jsonl").read_text().splitlines()]

@@ -66,8 +66,19 @@ def test_a_file_the_index_names_must_be_there(sharded):
     assert str(path) in message and "missing" in message
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": null}',
-                                  '{"weight_map": {"model.norm.weight": 3}}', "\udcff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": null}',
+        '{"weight_map": {"model.norm.weight": 3}}',
+        "\udcff",
+    ],
+)
 def test_a_broken_index_is_refused(sharded, text):
     (sharded / INDEX).write_bytes(text.encode(errors="surrogateescape"))
     message = refused(sharded)

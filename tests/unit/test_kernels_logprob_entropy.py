@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rest_kernels import reference, vocab_parallel_logprob_entropy
 
 INF = math.inf

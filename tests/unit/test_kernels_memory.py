@@ -4,9 +4,10 @@ import weakref
 
 import pytest
 import torch
-from rest_kernels import vocab_parallel_ppo_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from rest_kernels import vocab_parallel_ppo_loss
 
 MIB = 1 << 20
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rest_kernels import reference, vocab_parallel_ppo_loss
 
 F64 = torch.float64

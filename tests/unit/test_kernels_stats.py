@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rest_kernels import merge_softmax_stats, reference, shard_softmax_stats
 
 

@@ -6,11 +6,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from rest_megatron.checkpoint.mapping import Piece, expected_tensors, merge, pieces_of, split
 
-SIZES = dict(vocab_size=96, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=8,
-             num_key_value_heads=4)
-CONFIGS = {"qwen3": lambda tied: Qwen3Config(**SIZES, head_dim=6, tie_word_embeddings=tied),
-           "qwen2": lambda tied: Qwen2Config(**SIZES, tie_word_embeddings=tied),
-           "llama": lambda tied: LlamaConfig(**SIZES, tie_word_embeddings=tied)}
+SIZES = dict(
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+)
+CONFIGS = {
+    "qwen3": lambda tied: Qwen3Config(**SIZES, head_dim=6, tie_word_embeddings=tied),
+    "qwen2": lambda tied: Qwen2Config(**SIZES, tie_word_embeddings=tied),
+    "llama": lambda tied: LlamaConfig(**SIZES, tie_word_embeddings=tied),
+}
 LAYER = "decoder.layers.0."
 
 
@@ -36,9 +44,17 @@ def test_merged_gate_and_up_are_stacked_per_rank():
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
-@pytest.mark.parametrize("name", ["self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias",
-                                  "self_attention.linear_proj.weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight",
-                                  "input_layernorm.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "self_attention.linear_qkv.weight",
+        "self_attention.linear_qkv.bias",
+        "self_attention.linear_proj.weight",
+        "mlp.linear_fc1.weight",
+        "mlp.linear_fc2.weight",
+        "input_layernorm.weight",
+    ],
+)
 def test_split_is_the_inverse_of_merge(name, tp_size):
     hf = CONFIGS["qwen2"](False)
     groups = hf.num_key_value_heads // tp_size

@@ -71,8 +71,10 @@ def test_a_prompt_of_one_token_predicts_from_its_first_row():
     assert (batch.rows.tolist(), batch.labels.tolist(), batch.index.tolist()) == ([0], [21, IGNORE_INDEX], [2])
 
 
-@pytest.mark.parametrize("multiple_of, same_length, sizes", [(1, False, [7, 4]), (1, True, [7, 7]), (4, False, [8, 4]),
-                                                            (4, True, [8, 8]), (2, True, [8, 8])])
+@pytest.mark.parametrize(
+    "multiple_of, same_length, sizes",
+    [(1, False, [7, 4]), (1, True, [7, 7]), (4, False, [8, 4]), (4, True, [8, 8]), (2, True, [8, 8])],
+)
 def test_padding_is_a_sequence_of_its_own_without_rows(multiple_of, same_length, sizes):
     batches = cut([[2, 1], [0]], multiple_of, same_length)
     assert [batch.tokens.shape[1] for batch in batches] == sizes

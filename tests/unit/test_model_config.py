@@ -20,15 +20,34 @@ REFUSED = [
     (LlamaConfig(**SIZES, hidden_act="gelu"), "hidden_act='gelu'"),
     (Qwen3Config(**SIZES, attention_bias=True), "attention_bias=True"),
     (Qwen2Config(**SIZES, use_sliding_window=True), "use_sliding_window=True"),
-    (LlamaConfig(**SIZES, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0,
-                                           "original_max_position_embeddings": 64}), "rope_type='yarn'"),
-    (LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-     "rope_type='dynamic'"),
+    (
+        LlamaConfig(
+            **SIZES,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        "rope_type='yarn'",
+    ),
+    (
+        LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        "rope_type='dynamic'",
+    ),
 ]
 
 
-@pytest.mark.parametrize("config", [Qwen3Config(**SIZES), Qwen2Config(**SIZES), LlamaConfig(**SIZES),
-                                    LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3Config(**SIZES),
+        Qwen2Config(**SIZES),
+        LlamaConfig(**SIZES),
+        LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE),
+    ],
+)
 def test_dense_qwen_and_llama_are_supported(config):
     check_supported(config)
 
@@ -57,7 +76,8 @@ def test_inverse_frequencies_are_hugging_faces(kind):
     assert theirs.attention_scaling == 1.0, "Megatron would not apply it"
 
 
-@pytest.mark.parametrize("config, dim", [(Qwen3Config(**SIZES, head_dim=32), 32), (Qwen2Config(**SIZES), 16),
-                                         (LlamaConfig(**SIZES), 16)])
+@pytest.mark.parametrize(
+    "config, dim", [(Qwen3Config(**SIZES, head_dim=32), 32), (Qwen2Config(**SIZES), 16), (LlamaConfig(**SIZES), 16)]
+)
 def test_head_dim_is_the_configs_own_or_hidden_size_over_heads(config, dim):
     assert head_dim(config) == dim

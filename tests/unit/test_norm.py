@@ -57,4 +57,6 @@ def test_the_gradient_is_the_derivative():
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_the_weight_says_whether_it_sees_part_of_the_sequence(sequence_parallel):
-    assert make_norm(8, torch.float32, sequence_parallel=sequence_parallel).weight.sequence_parallel is sequence_parallel
+    assert (
+        make_norm(8, torch.float32, sequence_parallel=sequence_parallel).weight.sequence_parallel is sequence_parallel
+    )

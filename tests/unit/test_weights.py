@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rest_megatron.config.schema import WeightsConfig
-from rest_megatron.method.weights import region_entropy_sums, region_weights, token_weights, update_region_entropy
+from rest_megatron.method.weights import region_sums, region_weights, token_weights, update_region_entropy
 
 NAN = math.nan
 WIDE = {"clamp_min": 1e-12, "clamp_max": 1e12}
@@ -18,7 +18,7 @@ def vector(*values: float) -> torch.Tensor:
 
 def test_entropy_sums_and_counts_by_hand():
     entropy = torch.tensor([0.5, 1.0, 2.0, 0.25, 4.0])
-    sums, counts = region_entropy_sums(entropy, torch.tensor([0, 3, 3, 0, 1]))
+    sums, counts = region_sums(entropy, torch.tensor([0, 3, 3, 0, 1]))
     assert sums.tolist() == [0.75, 4.0, 0.0, 3.0]
     assert counts.tolist() == [2.0, 1.0, 0.0, 2.0]
     assert sums.dtype == counts.dtype == torch.float64
@@ -26,20 +26,20 @@ def test_entropy_sums_and_counts_by_hand():
 
 def test_entropy_sums_add_up_over_any_cut_of_the_batch():
     entropy, regions = torch.rand(1000), torch.randint(0, 4, (1000,))
-    whole = region_entropy_sums(entropy, regions)
-    parts = [region_entropy_sums(e, r) for e, r in zip(entropy.split(170), regions.split(170), strict=True)]
+    whole = region_sums(entropy, regions)
+    parts = [region_sums(e, r) for e, r in zip(entropy.split(170), regions.split(170), strict=True)]
     torch.testing.assert_close(sum(sums for sums, _ in parts), whole[0], rtol=1e-12, atol=0)
     assert torch.equal(sum(counts for _, counts in parts), whole[1])
 
 
 def test_entropy_sums_of_no_tokens_are_zero():
-    sums, counts = region_entropy_sums(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    sums, counts = region_sums(torch.empty(0), torch.empty(0, dtype=torch.int64))
     assert sums.tolist() == counts.tolist() == [0.0] * 4
 
 
 def test_entropy_sums_refuse_vectors_of_different_length():
     with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
-        region_entropy_sums(torch.rand(3), torch.tensor([0, 1]))
+        region_sums(torch.rand(3), torch.tensor([0, 1]))
 
 
 def test_running_entropy_starts_at_the_first_mean_and_keeps_absent_regions():

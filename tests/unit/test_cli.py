@@ -63,7 +63,7 @@ def programs(monkeypatch):
     state = SimpleNamespace(calls=[], error=None)
 
     def program(name):
-        def run(config):
+        def run(config, launch):
             state.calls.append((name, config))
             if state.error is not None:
                 raise state.error
@@ -239,7 +239,8 @@ def tokenizer(files):
 def test_check_reports_the_machine_and_ends_with_ok(files, tokenizer, capsys):
     files.rows.write_text(json.dumps(ROW | {"response": GROUND_TRUTH}) + "\n")
     tensor = "parallel.tensor_model_parallel_size=2"
-    assert cli.main(["check", "--world-size", "4", tensor, *files.overrides], {}) == 0
+    words = ["check", "--world-size", "4", tensor, "model.random_init=true"]
+    assert cli.main([*words, *files.overrides], {}) == 0
     out = capsys.readouterr().out
     table = {line[:20].strip(): line[20:].strip() for line in out.splitlines()}
     assert out.endswith("\nok\n")
@@ -273,9 +274,26 @@ def test_check_reports_the_machine_and_ends_with_ok(files, tokenizer, capsys):
 def test_check_finds_what_would_stop_the_job(files, tokenizer, capsys, breakage, code, fragment):
     breakage(files)
     overrides = [text for text in files.overrides if not text.startswith("sft")]
-    assert cli.main(["check", *overrides], {}) == code
+    assert cli.main(["check", "model.random_init=true", *overrides], {}) == code
     captured = capsys.readouterr()
     assert fragment in captured.err and not captured.out.endswith("ok\n")
+
+
+def test_check_reads_the_headers_of_the_weights(files, tokenizer, capsys):
+    assert cli.main(["check", *files.overrides], {}) == 4
+    assert "model.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_check_and_a_run_refuse_the_directory_of_an_earlier_run(files, tokenizer, programs, capsys):
+    run_dir = files.model.parent / "new" / "run"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text("")
+    assert cli.main(["train", *files.overrides], {}) == 0
+    (run_dir / "metrics.jsonl").write_text("{}")
+    for words in (["train"], ["check", "model.random_init=true", "sft.data=''"]):
+        assert cli.main([*words[:1], *files.overrides, *words[1:]], {}) == 2
+        assert "metrics.jsonl of an earlier run" in capsys.readouterr().err
+    assert len(programs.calls) == 1
 
 
 def start(*argv: str, **environ: str) -> subprocess.CompletedProcess:

@@ -29,39 +29,51 @@ class ModelParallelUnit:
         self.parallel = parallel
 
     def get_model_parallel_rank(self) -> int:
+        """Rank within TP x PP."""
         return self.parallel.pp_rank * self.parallel.tp_size + self.parallel.tp_rank
 
     def get_model_parallel_world_size(self) -> int:
+        """Ranks that together hold one copy of the model."""
         return self.parallel.tp_size * self.parallel.pp_size
 
     def get_model_parallel_group(self):
+        """The group of those ranks."""
         return parallel_state.get_model_parallel_group()
 
     def get_tensor_model_parallel_rank(self) -> int:
+        """Rank within TP."""
         return self.parallel.tp_rank
 
     def get_tensor_model_parallel_world_size(self) -> int:
+        """TP."""
         return self.parallel.tp_size
 
     def get_tensor_model_parallel_group(self):
+        """The group of TP."""
         return self.parallel.tp_group
 
     def get_pipeline_model_parallel_rank(self) -> int:
+        """Rank within PP."""
         return self.parallel.pp_rank
 
     def get_pipeline_model_parallel_world_size(self) -> int:
+        """PP."""
         return self.parallel.pp_size
 
     def get_pipeline_model_parallel_group(self):
+        """The group of PP."""
         return self.parallel.pp_group
 
     def get_data_parallel_rank(self) -> int:
+        """Rank within DP."""
         return self.parallel.dp_rank
 
     def get_data_parallel_world_size(self) -> int:
+        """DP."""
         return self.parallel.dp_size
 
     def get_data_parallel_group(self):
+        """The group of DP."""
         return self.parallel.dp_group
 
 

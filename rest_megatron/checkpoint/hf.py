@@ -186,9 +186,18 @@ def export(policy: Policy, parallel: Parallel, directory: Path, model_path: Path
     if parallel.rank == 0:
         _write_index(partial, plan)
         _copy_companions(policy.hf, model_path, partial)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(partial, directory)
+        _replace(directory, partial)
     dist.barrier()
+
+
+def _replace(directory: Path, complete: Path) -> None:
+    """Put `complete` in the place of `directory`, which steps aside first: at no moment is there neither."""
+    aside = directory.with_name(directory.name + ".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        os.rename(directory, aside)
+    os.rename(complete, directory)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _file_plan(policy: Policy, parallel: Parallel) -> dict[str, tuple[str, int]]:
@@ -235,7 +244,12 @@ def _write_stage(policy: Policy, parallel: Parallel, directory: Path, plan: dict
 
 
 def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Check the space and the rights of its disk"
+        ) from error
     # safetensors makes its files private; what may be listed in the directory may be read.
     path.chmod(path.parent.stat().st_mode & 0o666)
 

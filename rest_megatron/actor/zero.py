@@ -121,8 +121,9 @@ class ZeroEngine:
 
     def __init__(self, policy: Policy, optim: OptimConfig, engine_config: dict, total_steps: int, parallel: Parallel):
         mark_tied_copy(policy, parallel)
-        offloaded = engine_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
-        optimizer = build_optimizer(policy, optim, on_cuda=parallel.device.type == "cuda" and not offloaded)
+        offload = engine_config["zero_optimization"].get("offload_optimizer") or {}
+        on_cuda = parallel.device.type == "cuda" and offload.get("device", "none") == "none"
+        optimizer = build_optimizer(policy, optim, on_cuda)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
         # DeepSpeed prints memory readings while it builds its bf16 optimizer.
         with redirect_stdout(io.StringIO()):

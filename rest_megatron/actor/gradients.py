@@ -6,6 +6,7 @@ DeepSpeed reduces over data-parallel ranks only. Three kinds of parameter need m
 - a tied embedding lives on the first and the last pipeline stage, and each copy has half of the gradient.
 """
 
+import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from megatron.core import parallel_state
@@ -27,6 +28,19 @@ def mark_tied_copy(policy: Policy, parallel: Parallel) -> None:
     """Tell DeepSpeed's norm to skip the last stage's copy of a tied embedding. Call before the engine is built."""
     if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and parallel.is_last_stage:
         policy.chunks[-1].shared_embedding_or_output_weight().ds_pipe_replicated = True
+
+
+@torch.no_grad()
+def copy_tied_embedding(policy: Policy, parallel: Parallel) -> None:
+    """Overwrite the last stage's copy of a tied embedding with the first stage's. Call after every step.
+
+    Both copies are updated with the same gradient up to rounding: it lies at another place of each stage's buffers, and
+    a sum over three or more data-parallel ranks may then add in another order.
+    """
+    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and (parallel.is_first_stage or parallel.is_last_stage):
+        weight = policy.chunks[0 if parallel.is_first_stage else -1].shared_embedding_or_output_weight()
+        group = parallel_state.get_embedding_group()
+        dist.broadcast(weight.data, dist.get_global_rank(group, 0), group=group)
 
 
 def needs_tensor_parallel_sum(name: str, parameter: nn.Parameter) -> bool:

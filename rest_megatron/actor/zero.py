@@ -15,7 +15,12 @@ import torch
 from megatron.core import parallel_state
 from torch import nn
 
-from rest_megatron.actor.gradients import mark_tied_copy, spoil_unless_finite, sum_replicated_gradients
+from rest_megatron.actor.gradients import (
+    copy_tied_embedding,
+    mark_tied_copy,
+    spoil_unless_finite,
+    sum_replicated_gradients,
+)
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import OptimConfig
@@ -161,6 +166,7 @@ class ZeroEngine:
             spoil_unless_finite(self.policy, self.optimizer, loss)
         self.reduce()
         self.engine.step()
+        copy_tied_embedding(self.policy, self.parallel)
         grad_norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(grad_norm):
             self._discard_reduced_gradients()

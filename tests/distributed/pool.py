@@ -67,6 +67,8 @@ def _serve(pipe) -> None:
             function, launch, args = pipe.recv()
         except EOFError:
             return
+        # What is there already, mostly modules, need not be searched when the case is cleaned up.
+        gc.freeze()
         try:
             pipe.send((True, function(launch, *args)))
         except BaseException:

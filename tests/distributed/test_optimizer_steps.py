@@ -96,3 +96,9 @@ def test_six_steps_end_where_a_plain_torch_loop_ends(pool, tiny_model, answers, 
     assert ours.keys() == {name for name in weights if not (tied and name == "lm_head.weight")}
     errors = {name: relative_error(ours[name], weights[name].detach()) for name in ours}
     assert max(errors.values()) <= WEIGHTS, max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("layout", [Layout(pp=2, dp=3), Layout(tp=2, dp=3, sp=True)], ids=str)
+def test_copies_stay_bitwise_equal_when_sums_have_three_terms(pool, tiny_model, answers, layout):
+    for result in pool.run(trained, layout.world_size, tiny_model(tied=True), layout, answers, STEPS, OPTIM):
+        assert (result["replicas"], result["tied"]) == (0, 0)

@@ -24,10 +24,19 @@ def accumulated_gradient(optimizer, parameter: nn.Parameter) -> Tensor | None:
     return optimizer.get_gradient_for_reduction(parameter)
 
 
+def tied_copy(policy: Policy, parallel: Parallel) -> nn.Parameter | None:
+    """This rank's copy of an embedding tied across the two ends of a pipeline; None where there is no such copy."""
+    at_an_end = parallel.is_first_stage or parallel.is_last_stage
+    if not (policy.hf.tie_word_embeddings and parallel.pp_size > 1 and at_an_end):
+        return None
+    return policy.chunks[0 if parallel.is_first_stage else -1].shared_embedding_or_output_weight()
+
+
 def mark_tied_copy(policy: Policy, parallel: Parallel) -> None:
     """Tell DeepSpeed's norm to skip the last stage's copy of a tied embedding. Call before the engine is built."""
-    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and parallel.is_last_stage:
-        policy.chunks[-1].shared_embedding_or_output_weight().ds_pipe_replicated = True
+    copy = tied_copy(policy, parallel)
+    if copy is not None and parallel.is_last_stage:
+        copy.ds_pipe_replicated = True
 
 
 @torch.no_grad()
@@ -37,10 +46,10 @@ def copy_tied_embedding(policy: Policy, parallel: Parallel) -> None:
     Both copies are updated with the same gradient up to rounding: it lies at another place of each stage's buffers, and
     a sum over three or more data-parallel ranks may then add in another order.
     """
-    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and (parallel.is_first_stage or parallel.is_last_stage):
-        weight = policy.chunks[0 if parallel.is_first_stage else -1].shared_embedding_or_output_weight()
+    copy = tied_copy(policy, parallel)
+    if copy is not None:
         group = parallel_state.get_embedding_group()
-        dist.broadcast(weight.data, dist.get_global_rank(group, 0), group=group)
+        dist.broadcast(copy.data, dist.get_global_rank(group, 0), group=group)
 
 
 def needs_tensor_parallel_sum(name: str, parameter: nn.Parameter) -> bool:
@@ -62,11 +71,9 @@ def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> N
             dist.all_reduce(flat, group=parallel.tp_group)
             for grad, total in zip(partial, _unflatten_dense_tensors(flat, partial), strict=True):
                 grad.copy_(total)
-    on_embedding_rank = parallel.is_first_stage or parallel.is_last_stage
-    if policy.hf.tie_word_embeddings and parallel.pp_size > 1 and on_embedding_rank:
-        chunk = policy.chunks[0 if parallel.is_first_stage else -1]
-        grad = accumulated_gradient(optimizer, chunk.shared_embedding_or_output_weight())
-        dist.all_reduce(grad, group=parallel_state.get_embedding_group())
+    copy = tied_copy(policy, parallel)
+    if copy is not None:
+        dist.all_reduce(accumulated_gradient(optimizer, copy), group=parallel_state.get_embedding_group())
 
 
 def spoil_unless_finite(policy: Policy, optimizer, loss: Tensor) -> None:

@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from rest_megatron.actor.attention import CoreAttention, transformer_engine_attention
 from rest_megatron.actor.norm import RMSNorm
 from rest_megatron.actor.parallel import Parallel
+from rest_megatron.config.check import MODEL_TYPES
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
 from rest_megatron.optional import has_transformer_engine
@@ -33,7 +34,7 @@ def check_supported(hf: PreTrainedConfig) -> None:
     Raises ConfigError naming the field, its value and what is supported.
     """
     rules = (
-        ("model_type", hf.model_type, ("qwen3", "qwen2", "llama")),
+        ("model_type", hf.model_type, MODEL_TYPES),
         ("hidden_act", hf.hidden_act, ("silu",)),
         ("attention_bias", getattr(hf, "attention_bias", False), (False, None)),
         ("mlp_bias", getattr(hf, "mlp_bias", False), (False, None)),

@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 
 REQUIRED = [
     "torch>=2.11",
+    "triton>=3.6; platform_system == 'Linux'",
     "megatron-core>=0.16.1,<0.17",
     "deepspeed>=0.19.8,<0.20",
     "transformers>=5.17,<6",
@@ -27,6 +28,8 @@ EXTRAS = {
     "eval": ["mpmath"],
     # Fused AdamW on CUDA. The package called apex on the Python Package Index is another one.
     "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
+    # Peers of benchmarks/kernels.py, see benchmarks/README.md for those that do not install beside the rest.
+    "bench": ["liger-kernel==0.8.5", "trl==1.16.0", "cut-cross-entropy==25.1.1"],
     "dev": ["pytest", "pytest-timeout", "ruff", *LOGGING],
 }
 
@@ -37,7 +40,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + ["rest_kernels"],
+    packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + find_packages("kernels"),
     package_dir={"rest_kernels": "kernels/rest_kernels"},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

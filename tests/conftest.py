@@ -1,10 +1,10 @@
-"""Shared fixtures: tiny models on disk and a pool of gloo workers."""
+"""Shared fixtures: tiny models on disk and a pool of gloo workers.
+
+What they need is imported in the fixtures: the tests of the kernels run where the trainer's own packages are missing.
+"""
 
 import pytest
 import torch
-
-from tests.distributed.pool import WorkerPool
-from tests.tiny import make_model
 
 torch.set_num_threads(1)
 
@@ -12,6 +12,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def pool():
     """Gloo workers shared by all distributed tests."""
+    from tests.distributed.pool import WorkerPool
+
     workers = WorkerPool()
     yield workers
     workers.close()
@@ -20,6 +22,8 @@ def pool():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """`tiny_model(family, tied)`: the directory of a tiny Hugging Face model, made once."""
+    from tests.tiny import make_model
+
     made = {}
 
     def get(family: str = "qwen3", tied: bool = False, dtype=torch.float32):

@@ -3,7 +3,11 @@
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from .layout import row_layout
+from .tokens import Tokens
 
 LOGITS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -12,26 +16,76 @@ def check_logits(logits: Tensor, labels: Tensor, temperature: float) -> None:
     """Raise TypeError for a dtype and ValueError for a shape, stride or temperature the kernels cannot take."""
     if logits.dtype not in LOGITS_DTYPES:
         raise TypeError(f"logits are {logits.dtype}; they must be bfloat16, float16, float32 or float64.")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels are {labels.dtype}; they must be int64 token ids of the whole vocabulary.")
     if logits.dim() == 0:
         raise ValueError("logits are a scalar; they must have the shape [..., V_local].")
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels have the shape {list(labels.shape)}, logits {list(logits.shape)}: labels must have the shape of "
-            f"the logits without their last dimension, {list(logits.shape[:-1])}."
-        )
+    check_tokens(labels, logits.shape[:-1], "logits", logits.device)
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         raise ValueError(
             f"the last dimension of the logits has stride {logits.stride(-1)}; it must be 1 (the vocabulary is "
             "contiguous within a row). Call .contiguous() or keep the vocabulary last."
         )
+    row_layout(logits)
+    check_temperature(temperature)
+
+
+def check_linear(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    temperature: float,
+    tp_group: dist.ProcessGroup | None,
+    sequence_parallel: bool,
+    chunk_size: int,
+) -> None:
+    """Raise TypeError or ValueError for hidden states and a weight that do not make logits of the labels."""
+    if hidden.dtype not in LOGITS_DTYPES or weight.dtype != hidden.dtype:
+        raise TypeError(
+            f"hidden is {hidden.dtype}, weight {weight.dtype}; both must be one of bfloat16, float16, float32, float64."
+        )
+    if hidden.dim() < 2 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has the shape {list(hidden.shape)}, weight {list(weight.shape)}; they must be [..., H] and "
+            "[V_local, H]."
+        )
+    if hidden.device != weight.device:
+        raise ValueError(f"hidden is on {hidden.device}, weight on {weight.device}; both must be on one device.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 row.")
+    if sequence_parallel and tp_group is None:
+        raise ValueError("sequence_parallel=True needs the tp_group over which the sequence is cut; it is None.")
+    parts = tp_group.size() if sequence_parallel else 1
+    whole = torch.Size((hidden.shape[0] * parts, *hidden.shape[1:-1]))
+    check_tokens(labels, whole, "whole hidden states" if sequence_parallel else "hidden states", hidden.device)
+    check_temperature(temperature)
+
+
+def check_tokens(labels: Tensor, leading_shape: torch.Size, name: str, device: torch.device) -> None:
+    """Raise TypeError unless labels are int64, ValueError unless they have the leading shape and device of `name`."""
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels are {labels.dtype}; they must be int64 token ids of the whole vocabulary.")
+    if labels.shape != leading_shape:
+        raise ValueError(
+            f"labels have the shape {list(labels.shape)}; they must have that of the {name} without its last "
+            f"dimension, {list(leading_shape)}."
+        )
+    if labels.device != device:
+        raise ValueError(f"labels are on {labels.device}, {name} on {device}; both must be on one device.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless the temperature is finite and above 0."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be finite and above 0.")
 
 
-def check_labels(labels: Tensor, vocab_size: int) -> None:
-    """Raise ValueError when a label [N] is no id of the vocabulary. Waits for the device."""
+def check_labels(tokens: Tokens, vocab_size: int) -> None:
+    """Raise ValueError when the label of an active row is no id of the vocabulary, where looking costs no wait.
+
+    On a GPU it would wait for the device; such a label gives not-a-number there.
+    """
+    if tokens.labels.device.type != "cpu":
+        return
+    labels = tokens.labels[tokens.active()]
     wrong = (labels < 0) | (labels >= vocab_size)
     if wrong.any():
         raise ValueError(
@@ -49,25 +103,14 @@ def check_token_vectors(labels: Tensor, **vectors: Tensor | None) -> None:
             raise TypeError(f"{name} is {vector.dtype}; it must be floating point.")
         if vector.shape != labels.shape:
             raise ValueError(f"{name} has the shape {list(vector.shape)}; labels have {list(labels.shape)}.")
+        if vector.device != labels.device:
+            raise ValueError(f"{name} is on {vector.device}, labels on {labels.device}; both must be on one device.")
 
 
-def check_ppo_settings(
-    clip_ratio_low: float,
-    clip_ratio_high: float,
-    clip_ratio_dual: float | None,
-    kl_coef: float,
-    entropy_coef: float,
-    ref_log_probs: Tensor | None,
-) -> None:
-    """Raise ValueError for clip bounds that do not enclose 1, or coefficients that cannot be used."""
-    if not 0 <= clip_ratio_low <= 1:
-        raise ValueError(f"clip_ratio_low is {clip_ratio_low}; it must lie in [0, 1].")
-    if not (math.isfinite(clip_ratio_high) and clip_ratio_high >= 0):
-        raise ValueError(f"clip_ratio_high is {clip_ratio_high}; it must be finite and at least 0.")
-    if clip_ratio_dual is not None and not (math.isfinite(clip_ratio_dual) and clip_ratio_dual > 1):
-        raise ValueError(f"clip_ratio_dual is {clip_ratio_dual}; it must be finite and above 1, or None for none.")
-    for name, coefficient in (("kl_coef", kl_coef), ("entropy_coef", entropy_coef)):
-        if not math.isfinite(coefficient):
-            raise ValueError(f"{name} is {coefficient}; it must be finite.")
-    if kl_coef != 0 and ref_log_probs is None:
-        raise ValueError(f"kl_coef is {kl_coef} but ref_log_probs is None; pass them, or set kl_coef to 0.")
+def check_inplace(logits: Tensor, inplace_backward: bool) -> None:
+    """Raise ValueError when a gradient must overwrite logits that somebody else will read."""
+    if inplace_backward and logits.requires_grad and logits.is_leaf:
+        raise ValueError(
+            "inplace_backward=True overwrites the logits with their gradient, but these logits are a leaf tensor (a "
+            "parameter or an input): nothing would be left of them. Pass the output of an operation, or False."
+        )

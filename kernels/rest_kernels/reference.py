@@ -38,46 +38,44 @@ def collision(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def shard_stats(logits: Tensor, local_labels: Tensor, temperature: float = 1.0) -> Tensor:
     """Softmax statistics of one vocabulary shard: logits [T, V_local] -> [T, 5], columns (m, s, u, q, t).
 
-    With z = (x - m) / tau: m = max x, s = sum over v != y of e^z, u = sum z e^z, q = sum e^2z, t = x_y.
+    Over the columns v != y, with z = (x - m) / tau: m = max x, s = sum e^z, u = sum z e^z, q = sum e^2z; and t = x_y.
+    The label is left out because 1 - p_y = s / (s + e^z_y): beside the 1 of a confident label, float32 would lose it.
     `local_labels` [T] count from the shard's first column; a label outside [0, V_local) belongs to another shard and
-    gives t = -inf. A row of the shard that is empty or all -inf has m = t = -inf and s = u = q = 0.
+    gives t = -inf. Where no column v != y has any probability, m = -inf and s = u = q = 0.
     """
     num_rows, num_columns = logits.shape
     if num_columns == 0:
         return logits.new_tensor([-math.inf, 0, 0, 0, -math.inf]).repeat(num_rows, 1)
+    is_label = torch.arange(num_columns, device=logits.device) == local_labels.unsqueeze(-1)
+    target = logits.masked_fill(~is_label, -math.inf).amax(-1)
+    logits = logits.masked_fill(is_label, -math.inf)
     row_max = logits.amax(-1)
     exponent = (logits - row_max.masked_fill(row_max == -math.inf, 0.0).unsqueeze(-1)) / temperature
     exp = exponent.exp()
-    owned = (local_labels >= 0) & (local_labels < num_columns)
-    target = logits.gather(-1, local_labels.clamp(0, num_columns - 1).unsqueeze(-1)).squeeze(-1)
-    columns = (
-        row_max,
-        exp.masked_fill(torch.arange(num_columns, device=logits.device) == local_labels.unsqueeze(-1), 0.0).sum(-1),
-        (exponent.masked_fill(exp == 0, 0.0) * exp).sum(-1),
-        exp.square().sum(-1),
-        target.masked_fill(~owned, -math.inf),
-    )
-    return torch.stack(columns, dim=-1)
+    weighted = exponent.masked_fill(exp == 0, 0.0) * exp
+    return torch.stack((row_max, exp.sum(-1), weighted.sum(-1), exp.square().sum(-1), target), dim=-1)
 
 
 def merge_shard_stats(stats: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """(log p_y, entropy, collision), each [T], from the statistics [shards, T, 5] of all shards.
 
-    Stated with the chain rule of entropy: shard r holds the share w_r = Z_r / Z of the probability, so
-    H = sum_r w_r (H_r - log w_r) and collision = sum_r w_r^2 collision_r.
+    Stated with the chain rule of entropy: part r holds the share w_r = Z_r / Z of the probability, so
+    H = sum_r w_r (H_r - log w_r) and collision = sum_r w_r^2 collision_r. The parts are the shards without the label,
+    and the label, whose entropy is 0 and whose collision is 1.
     """
-    row_max, s, u, q, target = stats.unbind(-1)
+    row_max, s, u, q, targets = stats.unbind(-1)
+    target = targets.amax(0) / temperature
     empty = row_max == -math.inf
-    label_exp = ((target - row_max) / temperature).exp().masked_fill(target == -math.inf, 0.0)
-    s = (s + label_exp).masked_fill(empty, 1.0)
+    s = s.masked_fill(empty, 1.0)
     log_z_shard = (row_max / temperature + s.log()).masked_fill(empty, -math.inf)
-    log_z = log_z_shard.logsumexp(0)
-    log_share = log_z_shard - log_z
+    log_z = torch.cat((log_z_shard, target.unsqueeze(0))).logsumexp(0)
+    log_share = (log_z_shard - log_z).masked_fill(empty, -math.inf)
     share = log_share.exp()
-    shard_entropy = s.log() - u / s
-    entropy = (share * (shard_entropy - log_share)).masked_fill(empty, 0.0).sum(0)
-    collision = (share.square() * q / s.square()).masked_fill(empty, 0.0).sum(0)
-    return target.amax(0) / temperature - log_z, entropy, collision
+    log_p = target - log_z
+    label_entropy = (log_p.exp() * log_p).masked_fill(log_p == -math.inf, 0.0)
+    entropy = (share * (s.log() - u / s - log_share)).masked_fill(empty, 0.0).sum(0) - label_entropy
+    collision = (share.square() * q / s.square()).masked_fill(empty, 0.0).sum(0) + (2 * log_p).exp()
+    return log_p, entropy, collision
 
 
 def ppo_token_loss(

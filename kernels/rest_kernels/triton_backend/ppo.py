@@ -1,0 +1,111 @@
+"""Triton: from the gathered statistics to the weighted, clipped policy loss and its derivative, in one kernel.
+
+In plain torch this would be some eighty launches on vectors, as long as the whole pass over a small shard's logits.
+"""
+
+import triton
+import triton.language as tl
+
+from .elementary import LOG_RATIO_BOUND, bounded_log_ratio, k3
+from .merge import merge_rows
+from .rows import is_active
+
+NUM_SUMS = tl.constexpr(7)
+
+
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_shards", "vocab_size", "ignore_index"],
+    # Vectors cut out of others lie anywhere; their alignment is not worth a compilation.
+    do_not_specialize_on_alignment=[
+        "stats",
+        "labels",
+        "loss_weights",
+        "old_log_probs",
+        "advantages",
+        "ref_log_probs",
+        "row_max",
+        "exp_sum",
+        "rest",
+        "log_probs",
+        "entropy",
+        "log_prob_grad",
+        "entropy_grad",
+        "sums",
+    ],
+)
+def ppo_rows_kernel(
+    stats,
+    labels,
+    loss_weights,
+    old_log_probs,
+    advantages,
+    ref_log_probs,
+    row_max,
+    exp_sum,
+    rest,
+    log_probs,
+    entropy,
+    log_prob_grad,
+    entropy_grad,
+    sums,
+    num_tokens,
+    num_shards,
+    vocab_size,
+    ignore_index,
+    inverse_temperature,
+    clip_ratio_low,
+    clip_ratio_high,
+    clip_ratio_dual,
+    kl_coef,
+    entropy_coef,
+    HAS_KL: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Per token: softmax, g = w (dl/dlog p + kl_coef dKL/dlog p), h = -w entropy_coef; 0 where not active.
+
+    l = -A clamp(r) with the one-sided bounds of `ppo.clipped_surrogate`; its derivative -A r vanishes where a bound
+    holds. sums [programs, 7] are this program's totals of `ppo.SUMS`, in that order.
+    """
+    program = tl.program_id(0)
+    row = program * BLOCK + tl.arange(0, BLOCK)
+    mask = row < num_tokens
+    active = is_active(labels, loss_weights, row, mask, ignore_index, True)
+    merged = merge_rows(stats, labels, row, active, num_tokens, num_shards, vocab_size, inverse_temperature)
+    log_prob, row_entropy = merged[3], merged[4]
+    weight = tl.load(loss_weights + row, mask=active, other=0.0)
+    advantage = tl.load(advantages + row, mask=active, other=0.0)
+    raw_delta = log_prob - tl.load(old_log_probs + row, mask=active, other=0.0)
+    delta = bounded_log_ratio(raw_delta)
+    ratio = tl.exp(delta)
+    negative = advantage < 0
+    lower = tl.where(negative, 1.0 - clip_ratio_low, 0.0)
+    upper = tl.where(negative, clip_ratio_dual, 1.0 + clip_ratio_high)
+    held = (ratio < lower) | (ratio > upper)
+    bounded = tl.where(ratio < lower, lower, tl.where(ratio > upper, upper, ratio))
+    loss = -advantage * bounded
+    grad = tl.where(held | (tl.abs(raw_delta) > LOG_RATIO_BOUND), 0.0, -advantage * ratio)
+    if HAS_KL:
+        raw_gap = tl.load(ref_log_probs + row, mask=active, other=0.0) - log_prob
+        gap = bounded_log_ratio(raw_gap)
+        kl = k3(gap)
+        loss += kl_coef * kl
+        grad -= tl.where(tl.abs(raw_gap) > LOG_RATIO_BOUND, 0.0, kl_coef * (gap + kl))
+    if HAS_ENTROPY:
+        loss -= entropy_coef * row_entropy
+        tl.store(entropy_grad + row, -weight * entropy_coef, mask=mask)
+    tl.store(row_max + row, merged[0], mask=mask)
+    tl.store(exp_sum + row, merged[1], mask=mask)
+    tl.store(rest + row, merged[2], mask=mask)
+    tl.store(log_probs + row, log_prob, mask=mask)
+    tl.store(entropy + row, row_entropy, mask=mask)
+    tl.store(log_prob_grad + row, tl.where(active, weight * grad, 0.0), mask=mask)
+    clipped = active & held & (advantage != 0)
+    out = sums + program * NUM_SUMS
+    tl.store(out, tl.sum(tl.where(active, weight * loss, 0.0), axis=0))
+    tl.store(out + 1, tl.sum(active.to(tl.float32), axis=0))
+    tl.store(out + 2, tl.sum(clipped.to(tl.float32), axis=0))
+    tl.store(out + 3, tl.sum((clipped & negative).to(tl.float32), axis=0))
+    tl.store(out + 4, tl.sum(tl.where(active, k3(delta), 0.0), axis=0))
+    tl.store(out + 5, tl.sum(tl.where(active, ratio, 0.0), axis=0))
+    tl.store(out + 6, tl.sum(row_entropy, axis=0))

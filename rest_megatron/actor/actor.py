@@ -12,8 +12,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from rest_kernels import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
-from rest_megatron.actor.microbatch import IGNORE_INDEX, MicroBatch, Trajectory, micro_batches, pack
+from rest_megatron.actor.head import Head
+from rest_megatron.actor.microbatch import MicroBatch, Trajectory, micro_batches, pack
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.actor.zero import ZeroEngine
@@ -38,7 +38,7 @@ class Actor:
     """Owns the weights, the optimizer and the schedule. Every method is collective over all ranks.
 
     Args:
-        config: the run; `model`, `optim`, `algorithm`, `deepspeed`, `megatron` are read here.
+        config: the run; `model`, `optim`, `algorithm`, `kernels`, `deepspeed`, `megatron` are read here.
         hf: the model's Hugging Face configuration.
         weights: what to start from.
         parallel: this rank's place.
@@ -54,6 +54,7 @@ class Actor:
         hf.dtype = DTYPES[config.model.dtype]
         self.policy = Policy(hf, config, parallel)
         load_weights(self.policy, weights, parallel)
+        self.head = Head(self.policy, config, parallel)
         settings = engine_config(config, data_parallel_size=parallel.dp_size)
         self.zero = ZeroEngine(self.policy, config.optim, settings, total_steps, parallel)
         self.version = 0
@@ -135,40 +136,18 @@ class Actor:
             device=self.parallel.device,
         )
 
-    def _token_stats(self, batch: MicroBatch, logits: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
-        out = vocab_parallel_logprob_entropy(
-            logits.squeeze(1),
-            batch.labels,
-            temperature=self.config.rollout.temperature,
-            tp_group=self.parallel.tp_group,
-            ignore_index=IGNORE_INDEX,
-            return_collision=True,
-        )
+    def _token_stats(self, batch: MicroBatch, output: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+        out = self.head.token_stats(output, batch.labels, self.config.rollout.temperature, collision=True)
         return batch.index, torch.stack([out.log_probs, out.entropy, out.collision])[:, batch.rows]
 
-    def _policy_loss(self, streams: Tensor, batch: MicroBatch, logits: Tensor):
-        settings = self.config.algorithm
-        old_log_probs, advantages, loss_weights = (batch.spread(stream) for stream in streams)
-        out = vocab_parallel_ppo_loss(
-            logits.squeeze(1),
-            batch.labels,
-            old_log_probs,
-            advantages,
-            loss_weights,
-            clip_ratio_low=settings.clip_ratio_low,
-            clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_dual=settings.clip_ratio_dual,
-            temperature=self.config.rollout.temperature,
-            tp_group=self.parallel.tp_group,
-            ignore_index=IGNORE_INDEX,
-        )
+    def _policy_loss(self, streams: Tensor, batch: MicroBatch, output: Tensor):
+        vectors = (batch.spread(stream) for stream in streams)
+        out = self.head.policy_loss(output, batch.labels, self.config.rollout.temperature, *vectors)
         metrics = {"loss": out.loss, **out.metrics}
         return self._for_schedule(out.loss, batch, [metrics[_KERNEL_NAMES.get(name, name)] for name in POLICY_SUMS])
 
-    def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, logits: Tensor):
-        out = vocab_parallel_logprob_entropy(
-            logits.squeeze(1), batch.labels, tp_group=self.parallel.tp_group, ignore_index=IGNORE_INDEX
-        )
+    def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, output: Tensor):
+        out = self.head.token_stats(output, batch.labels, temperature=1.0, collision=False)
         loss = -out.log_probs.sum() / num_tokens_global
         return self._for_schedule(loss, batch, [loss, torch.tensor(batch.rows.shape[0], device=loss.device)])
 

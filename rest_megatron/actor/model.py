@@ -143,17 +143,31 @@ def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> typ
 
 
 class Chunk(GPTModel):
-    """A GPTModel that stops at the logits of this rank's vocabulary shard, as its GEMM made them."""
+    """A GPTModel that stops where the kernels take over (see `head`).
+
+    `stops_at` "hidden": at the last hidden states; "logits": at this vocabulary shard's logits.
+    """
+
+    def __init__(self, *args, stops_at: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.stops_at = stops_at
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
-        """Hidden states [s, b, h] for the next stage, or logits [s, b, vocab / TP] in the working precision."""
-        return self.logits(hidden_states) if self.post_process else hidden_states
+        """Hidden states [s, b, h] (s / TP under sequence parallelism), or on the last stage, if so told, logits."""
+        return self.logits(hidden_states) if self.post_process and self.stops_at == "logits" else hidden_states
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits of this vocabulary shard, [s, b, vocab / TP]; s is whole also under sequence parallelism."""
-        shared = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if shared else None
-        return self.output_layer(hidden_states, weight=weight)[0]
+        """Logits of this vocabulary shard, [s, b, vocab / TP], as the GEMM makes them, in the working precision.
+
+        s is whole also under sequence parallelism.
+        """
+        return self.output_layer(hidden_states, weight=self.output_weight())[0]
+
+    def output_weight(self) -> nn.Parameter:
+        """The LM head's weight of this vocabulary shard, [vocab / TP, h]; the embedding's own where they are tied."""
+        # Megatron's helper gives the embedding of a chunk that has both, tied or not.
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
     def decode(self, token_ids: Tensor, hidden: Tensor | None, positions: Tensor, attention_mask: Tensor) -> Tensor:
         """One sampling forward. token_ids, positions [b, s]; attention_mask [b, 1, s, keys], True = visible.
@@ -179,9 +193,9 @@ class Policy(nn.Module):
         self.megatron = transformer_config(hf, config, parallel)
         attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
-        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
+        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage, config.kernels.level) for vp_stage in stages)
 
-    def _chunk(self, attention: type[nn.Module], vp_stage: int | None) -> Chunk:
+    def _chunk(self, attention: type[nn.Module], vp_stage: int | None, stops_at: str) -> Chunk:
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         chunk = Chunk(
@@ -194,6 +208,7 @@ class Policy(nn.Module):
             position_embedding_type="rope",
             share_embeddings_and_output_weights=self.hf.tie_word_embeddings,
             vp_stage=vp_stage,
+            stops_at=stops_at,
         )
         device = next(chunk.parameters()).device
         chunk.rotary_pos_emb.inv_freq = inverse_frequencies(self.hf).to(device)

@@ -67,6 +67,22 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class KernelsConfig:
+    """The loss kernels."""
+
+    level: str = key(
+        "logits",
+        "What they start from: all logits of a micro-batch, or hidden states, so that a chunk of logits exists at once "
+        "and only for answer tokens.",
+        choices=("logits", "hidden"),
+    )
+    chunk_size: int = key(4096, "Rows of logits that exist at once with level=hidden.", ge=1)
+    backend: str = key(
+        "auto", "auto takes Triton on CUDA and chunked torch elsewhere.", choices=("auto", "triton", "torch")
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Prompts."""
 
@@ -194,6 +210,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     megatron: dict = key({}, "Any field of Megatron's TransformerConfig, under its own name.")
     deepspeed: dict = key({}, "DeepSpeed's own configuration: a mapping, or the path of its JSON (read at load).")
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     method: MethodConfig = field(default_factory=MethodConfig)

@@ -1,6 +1,7 @@
 """What the gloo workers run: one actor on one layout, and everything a test wants to know about it."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from rest_megatron.checkpoint.mapping import mapped_parameters
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
+    KernelsConfig,
     ModelConfig,
     OptimConfig,
     ParallelConfig,
@@ -43,6 +45,7 @@ class Layout:
     deepspeed: dict = field(default_factory=dict)
     max_tokens: int = 64
     device: str = "cpu"
+    level: str = "logits"
 
     @property
     def world_size(self) -> int:
@@ -51,6 +54,7 @@ class Layout:
     def __str__(self) -> str:
         name = f"tp{self.tp}-pp{self.pp}-dp{self.dp}" + ("-sp" if self.sp else "")
         name += f"-vpp{self.vpp}" if self.vpp else ""
+        name += "-hidden" if self.level == "hidden" else ""
         return "-".join([name, *map(str, self.megatron.values()), *self.deepspeed]) + f"-{self.max_tokens}"
 
 
@@ -61,6 +65,8 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
         parallel=ParallelConfig(layout.tp, layout.pp, layout.vpp, layout.sp),
         megatron=layout.megatron,
         deepspeed=layout.deepspeed,
+        # A chunk smaller than a pack, so that there are several.
+        kernels=KernelsConfig(level=layout.level, chunk_size=20),
         algorithm=AlgorithmConfig(clip_ratio_low=0.2, clip_ratio_high=0.2),
         # Adam divides by |gradient| + eps: a larger eps keeps the rounding of near-zero gradients out of the weights.
         optim=OptimConfig(**{"lr": 1e-3, "eps": 1e-6, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
@@ -122,7 +128,7 @@ def gradients_and_updates(
     streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
     actor.policy.train()
     actor.zero.begin()
-    actor._run(ours.trajectories, lambda batch, logits: actor._policy_loss(streams, batch, logits), forward_only=False)
+    actor._run(ours.trajectories, partial(actor._policy_loss, streams), forward_only=False)
     actor.zero.reduce()
     gradients = named(actor, parallel, safe_get_full_grad)
     actor.zero.engine.step()
@@ -141,6 +147,18 @@ def gradients_and_updates(
         "replicas": replica_difference(actor, parallel),
         "tied": tied_copy_difference(actor, parallel),
     }
+
+
+def supervised_gradients(launch: Launch, model: Path, layout: Layout, answers: Answers) -> dict:
+    """The reduced gradients of one supervised step."""
+    actor, parallel = start(launch, make_config(model, layout))
+    ours, _ = share(answers, parallel)
+    actor.policy.train()
+    actor.zero.begin()
+    compute = partial(actor._supervised_loss, len(answers.old_log_probs))
+    actor._run(ours.trajectories, compute, forward_only=False)
+    actor.zero.reduce()
+    return {"gradients": named(actor, parallel, safe_get_full_grad)}
 
 
 def trained(
@@ -163,7 +181,8 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
     """The raw logits [tokens, vocab] that predict this rank's response tokens, on the last stage; None before it."""
     whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size, device=parallel.device)
 
-    def keep(batch, logits, non_loss_data=True):
+    def keep(batch, output, non_loss_data=True):
+        logits = actor.policy.chunks[-1].logits(output) if actor.head.level == "hidden" else output
         shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
         dist.all_gather(shards, logits.contiguous(), group=parallel.tp_group)
         whole[batch.index] = torch.cat(shards, dim=-1).squeeze(1)[batch.rows].float()

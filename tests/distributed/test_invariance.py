@@ -19,11 +19,14 @@ CUTS = [
     (ALL, Layout(dp=2, max_tokens=2000)),
     (ALL, Layout(dp=2, max_tokens=32)),
     (ALL, Layout(pp=2, dp=2, max_tokens=32)),
+    (ALL, Layout(max_tokens=2000, level="hidden")),
+    (ALL, Layout(dp=2, max_tokens=32, level="hidden")),
     (UNEVEN, Layout(dp=2, max_tokens=32)),
     (UNEVEN, Layout(pp=2, dp=2, max_tokens=32)),
     (SINGLE, Layout(dp=2)),
     (SINGLE, Layout(pp=2, dp=2)),
     (SINGLE, Layout(pp=2, dp=2, vpp=2)),
+    (SINGLE, Layout(pp=2, dp=2, level="hidden")),
 ]
 
 

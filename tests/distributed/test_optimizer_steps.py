@@ -29,6 +29,7 @@ LAYOUTS = [
     (True, Layout(tp=2, sp=True)),
     (True, Layout(pp=2, dp=2)),
     (True, Layout(tp=2, pp=2, vpp=2, sp=True)),
+    (True, Layout(tp=2, dp=2, sp=True, level="hidden")),
 ]
 
 

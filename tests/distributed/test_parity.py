@@ -56,12 +56,21 @@ TIED = [
     Layout(tp=2, pp=2, vpp=2, sp=True),
     Layout(pp=2, dp=2, deepspeed=OFFLOAD),
 ]
+HIDDEN = [
+    ("qwen3", False, Layout(level="hidden")),
+    ("qwen3", False, Layout(tp=2, dp=2, level="hidden")),
+    ("qwen3", False, Layout(tp=2, pp=2, sp=True, level="hidden", max_tokens=2000)),
+    ("qwen3", True, Layout(level="hidden", max_tokens=32)),
+    ("qwen3", True, Layout(tp=2, pp=2, vpp=2, sp=True, level="hidden")),
+    ("llama", False, Layout(tp=2, pp=2, level="hidden")),
+]
 FAMILIES = [Layout(), Layout(tp=2, pp=2), Layout(tp=2, sp=True)]
 CASES = [
     *(("qwen3", False, layout) for layout in CUTS + OPTIONS),
     *(("qwen3", True, layout) for layout in TIED),
     *(("qwen2", False, layout) for layout in FAMILIES),
     *(("llama", False, layout) for layout in FAMILIES),
+    *HIDDEN,
     ("qwen2", True, Layout(tp=2, pp=2)),
     ("llama", True, Layout(tp=2, pp=2)),
 ]

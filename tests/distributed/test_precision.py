@@ -19,6 +19,8 @@ CASES = [
     (True, Layout(pp=2, dp=2, deepspeed=OFFLOAD)),
     (True, Layout(tp=2, pp=2, sp=True)),
     (True, Layout(tp=2, pp=2, vpp=2, sp=True)),
+    (False, Layout(tp=2, dp=2, level="hidden")),
+    (True, Layout(tp=2, pp=2, sp=True, level="hidden", max_tokens=2000)),
 ]
 COPIES = 11
 

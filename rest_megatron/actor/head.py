@@ -1,0 +1,83 @@
+"""From the last stage's output to log-probs and the policy loss: the actor's only path through the vocabulary.
+
+`kernels.level` says where the kernels take over. With "logits" Megatron's output layer multiplies all rows of a pack,
+and the kernels read its vocabulary-parallel logits in their working precision. With "hidden" they take the hidden
+states and multiply a chunk of the rows that predict an answer at a time; the prompt's rows never reach the vocabulary.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from rest_kernels import (
+    LogProbEntropy,
+    PPOLoss,
+    linear_logprob_entropy,
+    linear_ppo_loss,
+    vocab_parallel_logprob_entropy,
+    vocab_parallel_ppo_loss,
+)
+from rest_megatron.actor.microbatch import IGNORE_INDEX
+from rest_megatron.actor.model import Policy
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.config.schema import Config
+
+
+class Head:
+    """The kernels with this rank's place in the vocabulary and the run's settings filled in.
+
+    `output` is what the last chunk returned for a pack of t tokens: logits [t, 1, V / TP], or hidden states [t, 1, h]
+    ([t / TP, 1, h] under sequence parallelism). Logits are overwritten by their gradient in the backward pass. Labels
+    and per-token vectors are [t].
+    """
+
+    def __init__(self, policy: Policy, config: Config, parallel: Parallel):
+        self.policy = policy
+        self.algorithm = config.algorithm
+        self.level = config.kernels.level
+        num_columns = policy.hf.vocab_size // parallel.tp_size
+        common = dict(
+            tp_group=parallel.tp_group if parallel.tp_size > 1 else None,
+            vocab_size=policy.hf.vocab_size,
+            vocab_start=parallel.tp_rank * num_columns,
+            ignore_index=IGNORE_INDEX,
+            backend=config.kernels.backend,
+        )
+        if self.level == "logits":
+            common["inplace_backward"] = True
+            self._logprob_entropy = partial(vocab_parallel_logprob_entropy, **common)
+            self._ppo_loss = partial(vocab_parallel_ppo_loss, **common)
+        else:
+            common |= dict(chunk_size=config.kernels.chunk_size, sequence_parallel=config.parallel.sequence_parallel)
+            self._logprob_entropy = partial(linear_logprob_entropy, **common)
+            self._ppo_loss = partial(linear_ppo_loss, **common)
+
+    def token_stats(self, output: Tensor, labels: Tensor, temperature: float, collision: bool) -> LogProbEntropy:
+        """Log-probs (differentiable), entropy and, on request, collision of the labels, each float32 [t]."""
+        return self._logprob_entropy(*self._inputs(output), labels, temperature=temperature, return_collision=collision)
+
+    def policy_loss(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        temperature: float,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        loss_weights: Tensor,
+    ) -> PPOLoss:
+        """The weighted clipped loss, a sum over tokens; clip bounds are those of `algorithm`."""
+        return self._ppo_loss(
+            *self._inputs(output),
+            labels,
+            old_log_probs,
+            advantages,
+            loss_weights,
+            clip_ratio_low=self.algorithm.clip_ratio_low,
+            clip_ratio_high=self.algorithm.clip_ratio_high,
+            clip_ratio_dual=self.algorithm.clip_ratio_dual,
+            temperature=temperature,
+        )
+
+    def _inputs(self, output: Tensor) -> tuple[Tensor, ...]:
+        output = output.squeeze(1)
+        return (output,) if self.level == "logits" else (output, self.policy.chunks[-1].output_weight())

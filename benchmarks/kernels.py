@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = make_rows(sorted(results, key=lambda result: order[result.case]), rates)
     print(format_table(rows, rates))
     if args.json:
-        Path(args.json).write_text(json.dumps(to_json(rows, rates, [sys.executable, *sys.argv]), indent=1))
+        Path(args.json).write_text(json.dumps(to_json(rows, rates, ["python", *sys.argv]), indent=1))
     if args.plot:
         from benchmarks.plot import save_plot
 

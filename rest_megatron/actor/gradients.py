@@ -79,6 +79,7 @@ def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> N
 def spoil_unless_finite(policy: Policy, optimizer, loss: Tensor) -> None:
     """Make a gradient non-finite when `loss` (0-dim) is, so that every rank skips the step.
 
-    The clip's derivative is 0 where a token's loss is NaN, so the gradients alone need not show it.
+    Where the clip holds a token's ratio its derivative is 0, even if the advantage and so the loss are infinite: the
+    gradients alone need not show it.
     """
     accumulated_gradient(optimizer, next(policy.parameters())).add_(0.0 * loss)

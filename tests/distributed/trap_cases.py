@@ -104,7 +104,7 @@ GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
     ),
     "bf16 gradients accumulate in float32": _without_engine_keys("data_types"),
     "bf16 gradients are reduced in float32": _without_engine_keys("communication_data_type"),
-    "a NaN loss spoils a gradient": partial(
+    "an infinite loss spoils a gradient": partial(
         mock.patch.object, zero, "spoil_unless_finite", lambda policy, optimizer, loss: None
     ),
     "a skipped step's gradients are discarded": partial(
@@ -120,13 +120,17 @@ def without(launch: Launch, guard: str, case: Callable, *args) -> dict:
         return case(launch, *args)
 
 
+CLIPPED_INFINITY = "infinite advantage of a clipped token"
+
+
 def not_a_number(
     launch: Launch, model_path: Path, layout: Layout, answers: Answers, dtype: str, places: Sequence[str]
 ) -> list[dict]:
     """A good update; then for each place one with a NaN there on the last rank only, and a good one.
 
     Returns each update's metrics and all weights of this rank after it, flat. A place is a loss stream, whose first
-    entry becomes NaN, or "gradient": an accumulated gradient gets one.
+    entry becomes NaN, "gradient": an accumulated gradient gets one, or CLIPPED_INFINITY: the first token's advantage
+    becomes infinite, and its ratio so large that the clip holds it.
     """
     actor, parallel = start(launch, make_config(model_path, layout, dtype, warmup_steps=10))
     ours, _ = share(answers, parallel)
@@ -136,6 +140,9 @@ def not_a_number(
         streams = {name: getattr(ours, name).clone() for name in ("old_log_probs", "advantages", "loss_weights")}
         if place in streams and parallel.dp_rank == parallel.dp_size - 1:
             streams[place][0] = float("nan")
+        if place == CLIPPED_INFINITY and parallel.dp_rank == parallel.dp_size - 1:
+            streams["advantages"][0] = float("inf")
+            streams["old_log_probs"][0] -= 9.0
         spoilt = spoil_a_gradient if place == "gradient" and last else gradients.sum_replicated_gradients
         with mock.patch.object(zero, "sum_replicated_gradients", spoilt):
             metrics = actor.update(ours.trajectories, **streams)

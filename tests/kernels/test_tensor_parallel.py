@@ -71,7 +71,7 @@ def test_shards_equal_one_shard_of_the_full_vocabulary(ranks, case, target):
     whole = measure(target, case, *build(case), vocab_size=case.vocab)
     for key, value in whole["replicated"].items():
         found = ranks[0]["replicated"][key]
-        # The bar of the issue: 1e-6, of what the value is made of; a sum over tokens has as many parts.
+        # 1e-6 of what the value is made of; a sum over tokens has as many parts.
         parts = case.num_tokens if key.startswith(("metrics", "ppo_loss")) else 1
         assert ((found - value).abs() <= 1e-6 * parts * (1 + value.abs())).all(), key
     for key, value in whole["grads"].items():

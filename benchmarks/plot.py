@@ -28,10 +28,11 @@ def draw_case(times, memory, rows: list[Row], title: str) -> None:
     colors = ["tab:orange" if name.startswith("ours") else "tab:blue" for name in names]
     hatches = ["//" if is_wrong(row.result) else "" for row in rows]
     floor = max(row.floor for row in rows) * 1000
-    times.barh(names, [row.result.seconds * 1000 for row in rows], color=colors, hatch=hatches)
+    milliseconds = [row.result.seconds * 1000 for row in rows]
+    times.barh(names, milliseconds, color=colors, hatch=hatches)
     times.axvline(floor, color="black", linestyle="--")
     times.set(title=title, xlabel="ms", xscale="log")
-    times.set_xlim(left=floor / 2)
+    times.set_xlim(left=min(floor, *milliseconds) / 2)
     # A logarithmic axis has no 0, so the bars start at 1 MiB.
     memory.barh(names, [max((row.result.extra_bytes or 0) / 2**20, 1) for row in rows], color=colors)
     memory.set(xlabel="extra memory, MiB", xscale="log")

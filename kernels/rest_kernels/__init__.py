@@ -8,11 +8,13 @@ a full-precision copy of the logits: Triton kernels on a GPU, chunked torch else
 from . import reference
 from .linear import linear_logprob_entropy, linear_ppo_loss
 from .results import LogProbEntropy, PPOLoss
+from .tokens import MergedStats
 from .torch_backend.merge import merge_softmax_stats
 from .vocab_parallel import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 
 __all__ = [
     "LogProbEntropy",
+    "MergedStats",
     "PPOLoss",
     "linear_logprob_entropy",
     "linear_ppo_loss",

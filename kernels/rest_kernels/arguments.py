@@ -27,7 +27,7 @@ def softmax_of(
         group=tp_group,
         device=labels.device,
     )
-    return Softmax(shard, temperature)
+    return Softmax(shard, float(temperature))
 
 
 def labelled_tokens(labels: Tensor, ignore_index: int, softmax: Softmax, loss_weights: Tensor | None = None) -> Tokens:

@@ -1,4 +1,7 @@
-"""The passes joined into differentiable functions of the logits."""
+"""The passes joined into differentiable functions of the logits.
+
+What a function returns is a copy of what it keeps for the backward pass, so that the caller may change it in place.
+"""
 
 from dataclasses import dataclass
 
@@ -57,11 +60,12 @@ class TokenStatsFunction(torch.autograd.Function):
     def forward(ctx, logits, tokens: Tokens, passes: Passes, entropy_requires_grad: bool, collision: bool):
         merged = passes.token_stats(logits, tokens, collision)
         _remember(ctx, logits, tokens, passes, merged)
-        collision = merged.collision if collision else None
-        constants = [x for x in (None if entropy_requires_grad else merged.entropy, collision) if x is not None]
+        log_probs, entropy = merged.log_probs.clone(), merged.entropy.clone()
+        collision = merged.collision.clone() if collision else None
+        constants = [x for x in (None if entropy_requires_grad else entropy, collision) if x is not None]
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        return merged.log_probs, merged.entropy, collision
+        return log_probs, entropy, collision
 
     @staticmethod
     @once_differentiable
@@ -81,9 +85,10 @@ class PPOLossFunction(torch.autograd.Function):
         rows = passes.ppo_rows(logits, tokens, inputs, settings)
         _remember(ctx, logits, tokens, passes, rows.merged)
         ctx.log_prob_grad, ctx.entropy_grad = rows.log_prob_grad, rows.entropy_grad
-        ctx.mark_non_differentiable(rows.merged.log_probs, rows.merged.entropy, rows.sums)
+        log_probs, entropy = rows.merged.log_probs.clone(), rows.merged.entropy.clone()
+        ctx.mark_non_differentiable(log_probs, entropy, rows.sums)
         ctx.set_materialize_grads(False)
-        return rows.sums[0], rows.merged.log_probs, rows.merged.entropy, rows.sums
+        return rows.sums[0].clone(), log_probs, entropy, rows.sums
 
     @staticmethod
     @once_differentiable

@@ -1,6 +1,7 @@
-"""Bad arguments are refused before anything is computed or exchanged."""
+"""Bad arguments are refused before anything is computed."""
 
 import math
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,8 @@ from torch import Tensor
 from .layout import row_layout
 from .tokens import Tokens
 
+# Far below any use. Its inverse and the exponents made with it stay finite in float32.
+MIN_TEMPERATURE = 1e-6
 LOGITS_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -73,9 +76,11 @@ def check_tokens(labels: Tensor, leading_shape: torch.Size, name: str, device: t
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless the temperature is finite and above 0."""
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}; it must be finite and above 0.")
+    """Raise TypeError unless the temperature is a number, ValueError unless it is finite and at least 1e-6."""
+    if not isinstance(temperature, Real):
+        raise TypeError(f"temperature is a {type(temperature).__name__}; it must be a number, one for all tokens.")
+    if not (math.isfinite(temperature) and temperature >= MIN_TEMPERATURE):
+        raise ValueError(f"temperature is {temperature}; it must be finite and at least {MIN_TEMPERATURE}.")
 
 
 def check_labels(tokens: Tokens, vocab_size: int) -> None:
@@ -108,7 +113,15 @@ def check_token_vectors(labels: Tensor, **vectors: Tensor | None) -> None:
 
 
 def check_inplace(logits: Tensor, inplace_backward: bool) -> None:
-    """Raise ValueError when a gradient must overwrite logits that somebody else will read."""
+    """Raise ValueError when a gradient must overwrite logits that somebody else, or another row, will read."""
+    num_columns = logits.shape[-1]
+    sizes = zip(logits.shape[:-1], logits.stride()[:-1], strict=True)
+    if inplace_backward and any(size > 1 and stride < num_columns for size, stride in sizes):
+        raise ValueError(
+            f"inplace_backward=True, but rows of the logits {list(logits.shape)} with strides {list(logits.stride())} "
+            "overlap in memory (an expanded tensor?): their gradients would overwrite each other. Pass False, or call "
+            ".contiguous()."
+        )
     if inplace_backward and logits.requires_grad and logits.is_leaf:
         raise ValueError(
             "inplace_backward=True overwrites the logits with their gradient, but these logits are a leaf tensor (a "

@@ -1,7 +1,8 @@
 """The same losses from hidden states: logits = hidden @ weight^T, one chunk of rows at a time.
 
 Rows that do not count are dropped before the product, so the time and the memory of the LM head scale with the share
-of answer tokens in a batch. The peak is one chunk of logits instead of all of them.
+of answer tokens in a batch. One chunk of logits exists at a time instead of all of them; where the weight is trained,
+its gradient in float32 comes on top.
 """
 
 import torch
@@ -15,7 +16,7 @@ from .checks import check_linear
 from .linear_autograd import Head, LinearPPOLossFunction, LinearTokenStatsFunction
 from .results import LogProbEntropy, PPOLoss, named_sums
 from .settings import PPOSettings
-from .tokens import compute_dtype
+from .tokens import Softmax, compute_dtype
 
 
 def linear_logprob_entropy(
@@ -101,6 +102,6 @@ def linear_ppo_loss(
     return PPOLoss(loss, log_probs.view(labels.shape), entropy.view(labels.shape), named_sums(sums))
 
 
-def _head(hidden: Tensor, softmax, backend: str, chunk_size: int, sequence_parallel: bool) -> Head:
+def _head(hidden: Tensor, softmax: Softmax, backend: str, chunk_size: int, sequence_parallel: bool) -> Head:
     passes = Passes(choose_backend(backend, hidden.dtype, hidden.device), softmax, inplace_backward=True)
     return Head(passes, chunk_size, sequence_parallel, torch.is_grad_enabled())

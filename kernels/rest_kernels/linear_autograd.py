@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from .autograd import Passes
 from .projection import ProjectionGradient, chunks, gather_sequence, sum_over_shards
 from .settings import PPOSettings
-from .tokens import SUMS, MergedStats, PPOInputs, Tokens
+from .tokens import SUMS, MergedStats, PPOInputs, Tokens, compute_dtype
 
 
 class Head(NamedTuple):
@@ -52,7 +52,8 @@ class LinearPPOLossFunction(torch.autograd.Function):
         wanted = [needed and head.grad_enabled for needed in ctx.needs_input_grad[:2]]
         gradient = ProjectionGradient(picked, weight, *wanted)
         dtype = inputs.advantages.dtype
-        log_probs, entropy = torch.zeros(2, tokens.labels.numel(), dtype=dtype, device=hidden.device)
+        log_probs = torch.zeros(tokens.labels.numel(), dtype=dtype, device=hidden.device)
+        entropy = torch.zeros_like(log_probs)
         sums = torch.zeros(len(SUMS), dtype=dtype, device=hidden.device)
         for part, logits in chunks(picked, weight, head.chunk_size):
             own, own_inputs = _entries(tokens_of, part), PPOInputs(*(_entry(x, part) for x in inputs_of))
@@ -62,21 +63,23 @@ class LinearPPOLossFunction(torch.autograd.Function):
             if any(wanted):
                 grads = found.log_prob_grad, found.entropy_grad
                 gradient.add(part, head.passes.gradient(logits, own, found.merged, *grads, upstream=None))
-        ctx.head, ctx.rows, ctx.hidden_shape, ctx.weight_dtype = head, rows, hidden.shape, weight.dtype
-        ctx.hidden_grad, ctx.weight_grad = gradient.hidden, gradient.weight
+        ctx.head, ctx.hidden_shape, ctx.weight_dtype = head, hidden.shape, weight.dtype
+        # Saved as autograd saves tensors, they are freed by the backward pass, not with the loss.
+        ctx.save_for_backward(rows, gradient.hidden, gradient.weight)
         ctx.mark_non_differentiable(log_probs, entropy, sums)
         ctx.set_materialize_grads(False)
-        return sums[0], log_probs, entropy, sums
+        return sums[0].clone(), log_probs, entropy, sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, *_):
         hidden_grad = weight_grad = None
-        if upstream is not None and ctx.hidden_grad is not None:
-            hidden_grad = ctx.head.spread_gradient(ctx.hidden_grad * upstream, ctx.rows, ctx.hidden_shape)
-        if upstream is not None and ctx.weight_grad is not None:
-            weight_grad = torch.empty(ctx.weight_grad.shape, dtype=ctx.weight_dtype, device=ctx.weight_grad.device)
-            torch.mul(ctx.weight_grad, upstream, out=weight_grad)
+        rows, unit_hidden_grad, unit_weight_grad = ctx.saved_tensors
+        if upstream is not None and unit_hidden_grad is not None:
+            hidden_grad = ctx.head.spread_gradient(unit_hidden_grad * upstream, rows, ctx.hidden_shape)
+        if upstream is not None and unit_weight_grad is not None:
+            weight_grad = torch.empty_like(unit_weight_grad, dtype=ctx.weight_dtype)
+            torch.mul(unit_weight_grad, upstream, out=weight_grad)
         return hidden_grad, weight_grad, None, None, None, None
 
 
@@ -91,7 +94,7 @@ class LinearTokenStatsFunction(torch.autograd.Function):
     def forward(ctx, hidden, weight, tokens: Tokens, head: Head, entropy_requires_grad: bool, collision: bool):
         rows, picked = head.pick(hidden, tokens)
         tokens_of = _entries(tokens, rows)
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(hidden.dtype)
         merged = MergedStats(*torch.empty(len(MergedStats._fields), len(rows), dtype=dtype, device=hidden.device))
         for part, logits in chunks(picked, weight, head.chunk_size):
             found = head.passes.token_stats(logits, _entries(tokens_of, part), collision)
@@ -99,7 +102,8 @@ class LinearTokenStatsFunction(torch.autograd.Function):
                 total[part] = own
         ctx.save_for_backward(picked, weight, rows, *merged)
         ctx.tokens_of, ctx.head, ctx.hidden_shape = tokens_of, head, hidden.shape
-        log_probs, entropy, squares = torch.zeros(3, tokens.labels.numel(), dtype=dtype, device=hidden.device)
+        zeros = torch.zeros(tokens.labels.numel(), dtype=dtype, device=hidden.device)
+        log_probs, entropy, squares = zeros, zeros.clone(), zeros.clone()
         log_probs[rows], entropy[rows], squares[rows] = merged.log_probs, merged.entropy, merged.collision
         constants = [squares] if entropy_requires_grad else [entropy, squares]
         ctx.mark_non_differentiable(*constants)

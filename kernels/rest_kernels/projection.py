@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .tokens import compute_dtype
+
 # On a CPU the weight's gradient is summed in float32 from copies of this many columns.
 CPU_BLOCK_COLUMNS = 4096
 
@@ -31,7 +33,7 @@ class ProjectionGradient:
 
     def __init__(self, hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_weight: bool):
         self._inputs = hidden, weight
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(weight.dtype)
         self.hidden = torch.empty_like(hidden) if needs_hidden else None
         self.weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs_weight else None
 

@@ -1,14 +1,16 @@
 """The policy loss's coefficients."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 
 
 @dataclass(frozen=True)
 class PPOSettings:
     """Clip bounds of the ratio and coefficients of the two regularisers, see `reference.ppo_loss`.
 
-    Raises ValueError for clip bounds that do not enclose 1, and for coefficients that are not finite.
+    Any real numbers; kept as float. Raises TypeError for what is no number, ValueError for clip bounds that do not
+    enclose 1 and for coefficients that are not finite.
     """
 
     clip_ratio_low: float
@@ -18,6 +20,11 @@ class PPOSettings:
     entropy_coef: float
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, Real):
+                raise TypeError(f"{field.name} is a {type(value).__name__}; it must be a number.")
+            object.__setattr__(self, field.name, None if value is None else float(value))
         if not 0 <= self.clip_ratio_low <= 1:
             raise ValueError(f"clip_ratio_low is {self.clip_ratio_low}; it must lie in [0, 1].")
         if not (math.isfinite(self.clip_ratio_high) and self.clip_ratio_high >= 0):

@@ -70,6 +70,8 @@ def vocab_shard(
 def _trusted(local_size: int, vocab_size: int | None, vocab_start: int, group: dist.ProcessGroup) -> VocabShard:
     if vocab_start < 0:
         raise ValueError(f"vocab_start is {vocab_start}; it must be the id of this rank's first column, 0 or more.")
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1.")
     if vocab_size is None:
         raise ValueError(
             f"vocab_start is {vocab_start} but vocab_size is None: without an exchange between the ranks the size of "

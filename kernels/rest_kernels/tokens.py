@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .shard import VocabShard
 
+# Columns of a shard's statistics: (m, s, u, q, t), see `reference.shard_stats`.
+NUM_STATS = 5
 # What `PPORows.sums` holds, in this order.
 SUMS = ("loss", "num_tokens", "clipped", "clipped_low", "approx_kl", "ratio", "entropy")
 
@@ -46,7 +48,8 @@ class MergedStats(NamedTuple):
     rest: Tensor
     log_probs: Tensor
     entropy: Tensor
-    collision: Tensor
+    collision: Tensor | None
+    """None where nothing needs it."""
 
 
 class PPOInputs(NamedTuple):

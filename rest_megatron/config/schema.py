@@ -99,7 +99,7 @@ class RolloutConfig:
     prompts_per_step: int = key(16, "Prompts per training step, over all ranks.", ge=1)
     group_size: int = key(8, "Answers per prompt (G).", ge=2)
     max_new_tokens: int = key(1024, "Longest answer in tokens.", ge=1)
-    temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", gt=0)
+    temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", ge=1e-6)
     max_batch_size: int = key(128, "Sequences a data-parallel rank decodes at once.", ge=1)
     dump: bool = key(True, "Write every scored answer to rollouts/step-N.jsonl.")
 

@@ -1,13 +1,17 @@
 """What the public functions refuse, and what they say."""
 
 import math
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
 from rest_kernels import vocab_parallel_logprob_entropy
 from rest_kernels.backend import choose_backend
-from tests.kernels.oracle import BF16, F32, F64, make_logits
+from tests.kernels.oracle import BF16, F32, F64, make_logits, make_ppo
 from tests.kernels.target import available_targets
 
 INF = math.inf
@@ -19,6 +23,8 @@ LOGPROB_ENTROPY = {
     "zero temperature": (ValueError, "temperature is 0", {"temperature": 0.0}),
     "negative temperature": (ValueError, "temperature is -1", {"temperature": -1.0}),
     "infinite temperature": (ValueError, "temperature is inf", {"temperature": INF}),
+    "temperature too small": (ValueError, "temperature is 1e-39.*at least 1e-06", {"temperature": 1e-39}),
+    "temperature of each token": (TypeError, "temperature is a Tensor", {"temperature": torch.ones(3)}),
     "temperature not a number": (ValueError, "temperature is nan", {"temperature": math.nan}),
     "vocab_size too large": (ValueError, "vocab_size is 8.*= 7 columns", {"vocab_size": 8}),
     "vocab_size zero": (ValueError, "vocab_size is 0", {"vocab_size": 0}),
@@ -32,6 +38,7 @@ PPO = {
     "low clip above one": (ValueError, "clip_ratio_low is 1.5", {"clip_ratio_low": 1.5}),
     "negative high clip": (ValueError, "clip_ratio_high is -0.1", {"clip_ratio_high": -0.1}),
     "infinite high clip": (ValueError, "clip_ratio_high is inf", {"clip_ratio_high": INF}),
+    "clip of each token": (TypeError, "clip_ratio_high is a Tensor", {"clip_ratio_high": torch.ones(3)}),
     "kl without reference": (ValueError, "ref_log_probs is None", {"kl_coef": 0.1}),
     "nan kl_coef": (ValueError, "kl_coef is nan", {"kl_coef": math.nan}),
     "nan entropy_coef": (ValueError, "entropy_coef is nan", {"entropy_coef": math.nan}),
@@ -109,3 +116,18 @@ def test_triton_on_a_cpu_needs_its_interpreter():
     else:
         with pytest.raises(ValueError, match="backend='triton' needs CUDA tensors; these are on cpu"):
             vocab_parallel_logprob_entropy(logits, labels, backend="triton")
+
+
+def test_numbers_of_any_kind_are_taken(target):
+    logits, labels, vectors = make_ppo(4, 37)
+    plain = {"temperature": 0.5, "clip_ratio_high": 0.25, "entropy_coef": 1.0}
+    kinds = {"temperature": np.float32(0.5), "clip_ratio_high": np.float64(0.25), "entropy_coef": 1}
+    losses = [target.ppo_loss(logits, labels, **vectors, **settings).loss for settings in (plain, kinds)]
+    assert torch.equal(*losses)
+
+
+def test_triton_is_all_that_the_kernels_import_beside_torch():
+    code = "import sys; sys.modules['numpy'] = None; import rest_kernels.triton_backend"
+    # Triton's interpreter itself is made of numpy.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

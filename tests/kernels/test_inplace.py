@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rest_kernels import vocab_parallel_logprob_entropy, vocab_parallel_ppo_loss
 from tests.kernels.oracle import BF16, F16, F32, make_logits, make_ppo, upstream
 
 SETTINGS = {"entropy_coef": 0.05, "temperature": 0.7}
@@ -150,3 +151,35 @@ def test_changing_the_logits_before_backward_is_an_error(target):
         logits += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(outputs, logits, upstream_of(outputs))
+
+
+@pytest.mark.parametrize("change", ["loss", "log_probs", "entropy", "metrics"])
+def test_results_may_be_changed_in_place(target, change):
+    """As Megatron's schedules do with the loss, and a reduction over ranks with the metrics."""
+    values, labels, vectors = make_ppo(8, 300)
+    grads = []
+    for changed in (False, True):
+        logits = target.put(values).requires_grad_() * 1
+        flat = {name: target.put(vector) for name, vector in vectors.items()}
+        result = vocab_parallel_ppo_loss(logits, target.put(labels), **flat, **SETTINGS, backend=target.backend)
+        loss = result.loss
+        if change == "loss":
+            loss = loss.div_(4) if changed else loss / 4
+        elif changed:
+            (result.metrics["ratio"] if change == "metrics" else getattr(result, change)).zero_()
+        grads += torch.autograd.grad(loss, logits)
+    assert torch.equal(*grads) and (grads[0] != 0).any()
+
+
+def test_log_probs_may_be_changed_in_place(target):
+    _, logits, labels = make_hidden(target)
+    result = vocab_parallel_logprob_entropy(logits, target.put(labels), backend=target.backend)
+    (grad,) = torch.autograd.grad(result.log_probs.mul_(2).sum(), logits)
+    again = vocab_parallel_logprob_entropy(logits, target.put(labels), backend=target.backend)
+    assert torch.equal(grad, torch.autograd.grad((again.log_probs * 2).sum(), logits)[0])
+
+
+def test_rows_that_overlap_are_not_overwritten(target):
+    _, logits, labels = make_hidden(target)
+    with pytest.raises(ValueError, match=r"strides \[0, 1\] overlap"):
+        outputs_of(target, logits[:1].expand(6, -1), labels, inplace_backward=True)

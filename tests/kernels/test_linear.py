@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rest_kernels import linear_logprob_entropy, linear_ppo_loss, reference
+from tests.kernels.meter import PeakMemory
 from tests.kernels.oracle import BF16, F32, F64
-from tests.kernels.test_memory import PeakMemory
 
 SETTINGS = {"temperature": 0.7, "kl_coef": 0.1, "entropy_coef": 0.05, "clip_ratio_dual": 1.5}
 TOKENS, HIDDEN, VOCAB = 24, 16, 211
@@ -171,6 +171,30 @@ def test_a_second_backward_gives_the_same_bits(target):
     first = torch.autograd.grad(loss * 1.7, leaves, retain_graph=True)
     second = torch.autograd.grad(loss * 1.7, leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_gradients_are_freed_by_the_backward_pass(target):
+    """A schedule may hold the last loss while it makes the next; the weight's gradient in float32 is large."""
+    hidden, weight, labels, vectors = make()
+    leaves = [target.put(tensor).requires_grad_() for tensor in (hidden, weight)]
+    vectors = {name: target.put(value) for name, value in vectors.items()}
+    loss = linear_ppo_loss(*leaves, target.put(labels), **vectors, backend=target.backend).loss
+    held = loss.grad_fn
+    torch.autograd.grad(loss, leaves)
+    with pytest.raises(RuntimeError, match="second time"):
+        held.saved_tensors  # noqa: B018
+
+
+def test_results_may_be_changed_in_place(target):
+    hidden, weight, labels, vectors = make()
+    plain = run_ppo(target, hidden, weight, labels, vectors)[2]
+    leaves = [target.put(tensor).requires_grad_() for tensor in (hidden, weight)]
+    flat = {name: target.put(value) for name, value in vectors.items()}
+    result = linear_ppo_loss(*leaves, target.put(labels), **flat, backend=target.backend)
+    for value in (result.log_probs, result.entropy, *result.metrics.values()):
+        value.zero_()
+    loss = result.loss.mul_(2)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves[1])[0].cpu(), 2 * plain, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 5])

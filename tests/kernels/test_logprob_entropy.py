@@ -58,8 +58,9 @@ def test_any_number_of_rows(target, num_tokens):
     assert_values(target.logprob_entropy(logits, labels, return_collision=True), exact_values(logits, labels))
 
 
-def test_a_whole_vocabulary_of_151936_columns(target):
-    logits, labels = make_logits(2, 151936, BF16)
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_whole_vocabulary_of_151936_columns(target, dtype):
+    logits, labels = make_logits(2, 151936, dtype)
     labels[0] = 151935
     assert_values(target.logprob_entropy(logits, labels, return_collision=True), exact_values(logits, labels))
 

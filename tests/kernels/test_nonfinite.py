@@ -1,6 +1,7 @@
 """Not-a-number and infinity in a row that counts are never hidden; -inf is a column without probability."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -111,3 +112,14 @@ def test_a_masked_label_holds_the_ratio_and_its_gradient_is_zero(target):
 def test_a_row_without_any_probability_is_not_a_number(target, vocab):
     logits = torch.full((1, vocab), -INF)
     assert target.logprob_entropy(logits, torch.tensor([0])).log_probs.isnan().all()
+
+
+def test_a_label_outside_the_vocabulary_poisons_the_gradient_too(target):
+    """As on a GPU, where no check stops it: an optimizer must not step on the rest of the row."""
+    logits, labels = make_logits(3, 300)
+    leaf = target.put(logits).requires_grad_()
+    with mock.patch("rest_kernels.arguments.check_labels"):
+        result = target.logprob_entropy(leaf, labels.index_fill(0, torch.tensor([1]), 300))
+    (grad,) = torch.autograd.grad(result.log_probs.sum(), leaf)
+    assert result.log_probs.isnan().tolist() == [False, True, False]
+    assert grad.isnan().all(-1).tolist() == [False, True, False] and grad[::2].isfinite().all()

@@ -119,3 +119,10 @@ def test_a_negative_weight_counts(target):
     expected, exact = exact_ppo(logits, labels, vectors, **ALL)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_ppo_gradient(grad, exact)
+
+
+def test_a_row_without_weight_gets_zero_whatever_is_upstream(target):
+    logits, labels, vectors = make_ppo(6, 37)
+    vectors["loss_weights"][2] = 0
+    grad = ppo_gradient(target, logits, labels, vectors, math.inf)[1]
+    assert (grad[2] == 0).all() and not grad[0].isfinite().all()

@@ -37,11 +37,11 @@ def logits_gradient(
     inplace: bool,
 ) -> Tensor:
     """See `backend.Backend.logits_gradient`."""
+    moved = log_prob_grad != 0 if entropy_grad is None else (log_prob_grad != 0) | (entropy_grad != 0)
+    moved &= tokens.labels != tokens.ignore_index
     if upstream is not None:
         log_prob_grad = log_prob_grad * upstream
         entropy_grad = None if entropy_grad is None else entropy_grad * upstream
-    moved = log_prob_grad != 0 if entropy_grad is None else (log_prob_grad != 0) | (entropy_grad != 0)
-    moved &= tokens.labels != tokens.ignore_index
     grad = logits if inplace else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     num_columns = softmax.shard.num_columns
     grad[..., num_columns:] = 0

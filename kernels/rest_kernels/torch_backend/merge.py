@@ -11,19 +11,17 @@ from .exponent import exponent_floor
 
 @torch.no_grad()
 def merge_stats(stats: Tensor, tokens: Tokens, softmax: Softmax) -> MergedStats:
-    """See `backend.Backend.merge_stats`. A label outside the vocabulary gives not-a-number."""
+    """See `backend.Backend.merge_stats`. A label outside the vocabulary makes the row and its gradient not-a-number."""
     merged = merge_softmax_stats(stats, softmax.temperature)
-    active = tokens.active()
-    known = (tokens.labels >= 0) & (tokens.labels < softmax.shard.vocab_size)
-    return merged._replace(
-        log_probs=merged.log_probs.masked_fill(~known, math.nan).masked_fill(~active, 0.0),
-        entropy=merged.entropy.masked_fill(~active, 0.0),
-        collision=merged.collision.masked_fill(~active, 0.0),
-    )
+    unknown = (tokens.labels < 0) | (tokens.labels >= softmax.shard.vocab_size)
+    merged = MergedStats(*(values.masked_fill(unknown, math.nan) for values in merged))
+    inactive = ~tokens.active()
+    per_token = {name: getattr(merged, name) for name in ("log_probs", "entropy", "collision")}
+    return merged._replace(**{name: values.masked_fill(inactive, 0.0) for name, values in per_token.items()})
 
 
 def merge_softmax_stats(stats: Tensor, temperature: float) -> MergedStats:
-    """Merge the statistics [shards, T, 5] of all shards, in shard order, into those of whole rows.
+    """Merge the statistics [shards, T, 5] of all shards, in shard order, into those of whole rows, every one active.
 
     The columns (m, s, u, q, t) leave the label out (see `reference.shard_stats`); it joins here as a shard of one
     column. With M the largest m_r and t, d_r = (m_r - M) / tau, c_r = e^d_r, z = (t - M) / tau, R = sum c_r s_r:

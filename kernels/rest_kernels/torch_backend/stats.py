@@ -5,12 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..tokens import Softmax, Tokens, compute_dtype
+from ..tokens import NUM_STATS, Softmax, Tokens, compute_dtype
 from .compiled import row_function
 from .exponent import exponent_scale, row_exponent
 from .rows import Rows
-
-NUM_STATS = 5
 
 # Compiled sums add columns one after another: over a whole vocabulary the entropy would be off by 1e-5. Eager sums are
 # pairwise, so there a row is one block.

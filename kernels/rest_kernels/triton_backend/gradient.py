@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .rows import LN_2, bounded_exponent, row_offset, widen
 
-# Also a power of two: log p of a label without probability, whose e^ is 0 in float32.
+# e^-128 is 0 in float32. Stands in for the log p = -inf of a label without probability.
 LOG_PROB_FLOOR = tl.constexpr(-128.0)
 
 
@@ -23,6 +23,14 @@ def _columns(x, column, label, target, row_max, scale, constant, slope, HAS_ENTR
     else:
         grad = tl.exp2((x - row_max) * scale) * constant
     return tl.where(column == label, target, grad)
+
+
+@triton.jit
+def _entropy_constants(h, total, log_prob, entropy):
+    """What h adds to (target, constant) and the slope, before they are divided by tau."""
+    log_prob = tl.maximum(log_prob, LOG_PROB_FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    target = -h * tl.exp(log_prob) * (entropy + log_prob)
+    return target, -h * (entropy - tl.log(total)) / total, -h * LN_2 / total
 
 
 @triton.jit(
@@ -79,22 +87,18 @@ def logits_gradient_kernel(
     row_label = tl.load(labels + row)
     g = tl.load(log_prob_grad + row)
     h = tl.load(entropy_grad + row) if HAS_ENTROPY else 0.0
-    if HAS_UPSTREAM:
-        factor = tl.load(upstream)
-        g, h = g * factor, h * factor
     if (row_label != ignore_index) & ((g != 0) | (h != 0)):
+        if HAS_UPSTREAM:
+            factor = tl.load(upstream)
+            g, h = g * factor, h * factor
         x_row = logits + row_offset(row, inner_rows, outer_stride, inner_stride)
         top, total = tl.load(row_max + row), tl.load(exp_sum + row)
-        minus_inverse = -inverse_temperature / total
         target = g * (tl.load(rest + row) / total)
-        constant, slope = g * minus_inverse, 0.0
+        constant, slope = -g / total, 0.0
         if HAS_ENTROPY:
-            row_entropy = tl.load(entropy + row)
-            log_prob = tl.maximum(tl.load(log_probs + row), LOG_PROB_FLOOR, propagate_nan=tl.PropagateNan.ALL)
-            target -= h * tl.exp(log_prob) * (row_entropy + log_prob)
-            constant += h * (row_entropy - tl.log(total)) * minus_inverse
-            slope = h * LN_2 * minus_inverse
-        target *= inverse_temperature
+            extra = _entropy_constants(h, total, tl.load(log_probs + row), tl.load(entropy + row))
+            target, constant, slope = target + extra[0], constant + extra[1], extra[2] * inverse_temperature
+        target, constant = target * inverse_temperature, constant * inverse_temperature
         local_label = row_label - vocab_start
         owned = (local_label >= 0) & (local_label < num_columns)
         label = tl.where(owned, local_label, -1).to(tl.int32)

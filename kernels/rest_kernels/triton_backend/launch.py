@@ -6,17 +6,15 @@ from contextlib import nullcontext
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from ..layout import row_layout
 from ..settings import PPOSettings
-from ..tokens import SUMS, MergedStats, PPOInputs, PPORows, Softmax, Tokens
+from ..tokens import NUM_STATS, SUMS, MergedStats, PPOInputs, PPORows, Softmax, Tokens
 from .gradient import logits_gradient_kernel
 from .merge import merge_kernel
 from .ppo import ppo_rows_kernel
 from .stats import softmax_stats_kernel
 
-NUM_STATS = 5
 LOG2_E = math.log2(math.e)
 # A block of 32 columns per thread: few enough for the registers, enough to spread what a block costs once.
 NUM_WARPS = 4
@@ -30,7 +28,7 @@ BLOCK_TOKENS = 128
 
 def is_interpreted() -> bool:
     """Whether Triton was imported with TRITON_INTERPRET=1, so that kernels run on CPU tensors, slowly."""
-    return isinstance(softmax_stats_kernel, InterpretedFunction)
+    return not isinstance(softmax_stats_kernel, triton.JITFunction)
 
 
 def block_columns(num_columns: int) -> int:

@@ -13,8 +13,11 @@ NUM_STATS = tl.constexpr(5)
 def merge_rows(stats, labels, row, active, num_tokens, num_shards, vocab_size, inverse_temperature):
     """(row_max, exp_sum, rest, log_probs, entropy, collision), each [BLOCK]: `reference.merge_shard_stats`.
 
-    The label is a shard of one column. Shards are added in their order, so all ranks get the same bits. The last three
-    are 0 where not `active`. A label outside the vocabulary gives not-a-number.
+    With M the largest m_r and t, d_r = (m_r - M) / tau, c_r = e^d_r, z = (t - M) / tau: the rest R = sum c_r s_r,
+    S = R + e^z, log S = log1p(R) where the label is the largest; log p = z - log S,
+    entropy = log S - (sum c_r (u_r + d_r s_r) + z e^z) / S, collision = (sum c_r^2 q_r + e^2z) / S^2.
+    Shards are added in their order, so all ranks get the same bits. The last three are 0 where not `active`. A label
+    outside the vocabulary makes S, and so all that follows and the gradient, not-a-number.
     """
     base = stats + row.to(tl.int64) * NUM_STATS
     step = num_tokens.to(tl.int64) * NUM_STATS
@@ -40,10 +43,10 @@ def merge_rows(stats, labels, row, active, num_tokens, num_shards, vocab_size, i
         squares += factor * factor * q
     exponent = (target - top) * inverse_temperature
     label_exp = bounded_exp(exponent)
-    exp_sum = rest + label_exp
-    log_sum = tl.where(target >= others, log1p(rest), tl.log(exp_sum))
     label = tl.load(labels + row, mask=active, other=0)
-    log_probs = tl.where((label >= 0) & (label < vocab_size), exponent - log_sum, float("nan"))
+    exp_sum = tl.where((label >= 0) & (label < vocab_size), rest + label_exp, float("nan"))
+    log_sum = tl.where((target >= others) & (exp_sum == exp_sum), log1p(rest), tl.log(exp_sum))
+    log_probs = exponent - log_sum
     entropy = log_sum - (weighted + times_exp(exponent, label_exp)) / exp_sum
     collision = (squares + label_exp * label_exp) / (exp_sum * exp_sum)
     log_probs = tl.where(active, log_probs, 0.0)

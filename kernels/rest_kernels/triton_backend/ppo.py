@@ -13,6 +13,26 @@ from .rows import is_active
 NUM_SUMS = tl.constexpr(7)
 
 
+@triton.jit
+def _clipped(ratio, raw_delta, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_dual):
+    """(l, dl/dlog p, held): l = -A clamp(r) with one-sided bounds, see `torch_backend.ppo.ppo_rows`.
+
+    Its derivative -A r vanishes where a bound holds the ratio, and where the log-ratio itself is bounded.
+    """
+    negative = advantage < 0
+    lower = tl.where(negative, 1.0 - clip_ratio_low, 0.0)
+    upper = tl.where(negative, clip_ratio_dual, 1.0 + clip_ratio_high)
+    held = (ratio < lower) | (ratio > upper)
+    bounded = tl.where(ratio < lower, lower, tl.where(ratio > upper, upper, ratio))
+    grad = tl.where(held | (tl.abs(raw_delta) > LOG_RATIO_BOUND), 0.0, -advantage * ratio)
+    return -advantage * bounded, grad, held
+
+
+@triton.jit
+def _store_sum(out, values, active):
+    tl.store(out, tl.sum(tl.where(active, values, 0.0), axis=0))
+
+
 @triton.jit(
     do_not_specialize=["num_tokens", "num_shards", "vocab_size", "ignore_index"],
     # Vectors cut out of others lie anywhere; their alignment is not worth a compilation.
@@ -64,8 +84,7 @@ def ppo_rows_kernel(
 ):
     """Per token: softmax, g = w (dl/dlog p + kl_coef dKL/dlog p), h = -w entropy_coef; 0 where not active.
 
-    l = -A clamp(r) with the one-sided bounds of `ppo.clipped_surrogate`; its derivative -A r vanishes where a bound
-    holds. sums [programs, 7] are this program's totals of `ppo.SUMS`, in that order.
+    sums [programs, 7] are this program's totals of `tokens.SUMS`, in that order.
     """
     program = tl.program_id(0)
     row = program * BLOCK + tl.arange(0, BLOCK)
@@ -78,13 +97,7 @@ def ppo_rows_kernel(
     raw_delta = log_prob - tl.load(old_log_probs + row, mask=active, other=0.0)
     delta = bounded_log_ratio(raw_delta)
     ratio = tl.exp(delta)
-    negative = advantage < 0
-    lower = tl.where(negative, 1.0 - clip_ratio_low, 0.0)
-    upper = tl.where(negative, clip_ratio_dual, 1.0 + clip_ratio_high)
-    held = (ratio < lower) | (ratio > upper)
-    bounded = tl.where(ratio < lower, lower, tl.where(ratio > upper, upper, ratio))
-    loss = -advantage * bounded
-    grad = tl.where(held | (tl.abs(raw_delta) > LOG_RATIO_BOUND), 0.0, -advantage * ratio)
+    loss, grad, held = _clipped(ratio, raw_delta, advantage, clip_ratio_low, clip_ratio_high, clip_ratio_dual)
     if HAS_KL:
         raw_gap = tl.load(ref_log_probs + row, mask=active, other=0.0) - log_prob
         gap = bounded_log_ratio(raw_gap)
@@ -102,10 +115,10 @@ def ppo_rows_kernel(
     tl.store(log_prob_grad + row, tl.where(active, weight * grad, 0.0), mask=mask)
     clipped = active & held & (advantage != 0)
     out = sums + program * NUM_SUMS
-    tl.store(out, tl.sum(tl.where(active, weight * loss, 0.0), axis=0))
-    tl.store(out + 1, tl.sum(active.to(tl.float32), axis=0))
-    tl.store(out + 2, tl.sum(clipped.to(tl.float32), axis=0))
-    tl.store(out + 3, tl.sum((clipped & negative).to(tl.float32), axis=0))
-    tl.store(out + 4, tl.sum(tl.where(active, k3(delta), 0.0), axis=0))
-    tl.store(out + 5, tl.sum(tl.where(active, ratio, 0.0), axis=0))
-    tl.store(out + 6, tl.sum(row_entropy, axis=0))
+    _store_sum(out, weight * loss, active)
+    _store_sum(out + 1, tl.full(row.shape, 1.0, tl.float32), active)
+    _store_sum(out + 2, clipped.to(tl.float32), active)
+    _store_sum(out + 3, (clipped & (advantage < 0)).to(tl.float32), active)
+    _store_sum(out + 4, k3(delta), active)
+    _store_sum(out + 5, ratio, active)
+    _store_sum(out + 6, row_entropy, active)

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.actor.model import DTYPES
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize
 from rest_megatron.checkpoint.hf import gather_tensors, weight_source
 from rest_megatron.checkpoint.mapping import mapped_parameters
@@ -182,6 +183,7 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
     whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size, device=parallel.device)
 
     def keep(batch, output, non_loss_data=True):
+        assert output.dtype == DTYPES[actor.config.model.dtype], "the kernels get no float32 copy"
         logits = actor.policy.chunks[-1].logits(output) if actor.head.level == "hidden" else output
         shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
         dist.all_gather(shards, logits.contiguous(), group=parallel.tp_group)

@@ -53,8 +53,8 @@ def linear_logprob_entropy(
     tokens = labelled_tokens(labels, ignore_index, softmax)
     head = _head(hidden, softmax, backend, chunk_size, sequence_parallel)
     values = LinearTokenStatsFunction.apply(hidden, weight, tokens, head, entropy_requires_grad, return_collision)
-    log_probs, entropy, collision = (value.view(labels.shape) for value in values)
-    return LogProbEntropy(log_probs, entropy, collision if return_collision else None)
+    log_probs, entropy, collision = (None if value is None else value.view(labels.shape) for value in values)
+    return LogProbEntropy(log_probs, entropy, collision)
 
 
 def linear_ppo_loss(

@@ -100,15 +100,15 @@ class LinearTokenStatsFunction(torch.autograd.Function):
             found = head.passes.token_stats(logits, _entries(tokens_of, part), collision)
             for total, own in zip(merged, found, strict=True):
                 total[part] = own
-        ctx.save_for_backward(picked, weight, rows, *merged)
+        ctx.save_for_backward(picked, weight, rows, *merged[:5])
         ctx.tokens_of, ctx.head, ctx.hidden_shape = tokens_of, head, hidden.shape
+        wanted = (merged.log_probs, merged.entropy, merged.collision if collision else None)
         zeros = torch.zeros(tokens.labels.numel(), dtype=dtype, device=hidden.device)
-        log_probs, entropy, squares = zeros, zeros.clone(), zeros.clone()
-        log_probs[rows], entropy[rows], squares[rows] = merged.log_probs, merged.entropy, merged.collision
-        constants = [squares] if entropy_requires_grad else [entropy, squares]
+        log_probs, entropy, collision = (None if x is None else zeros.index_copy(0, rows, x) for x in wanted)
+        constants = [x for x in (None if entropy_requires_grad else entropy, collision) if x is not None]
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        return log_probs, entropy, squares
+        return log_probs, entropy, collision
 
     @staticmethod
     @once_differentiable
@@ -116,12 +116,12 @@ class LinearTokenStatsFunction(torch.autograd.Function):
         picked, weight, rows, *merged = ctx.saved_tensors
         if log_prob_grad is None and entropy_grad is None:
             return None, None, None, None, None, None
-        merged = MergedStats(*merged)
+        merged = MergedStats(*merged, collision=None)
         g = torch.zeros_like(merged.log_probs) if log_prob_grad is None else log_prob_grad[rows]
         h = _entry(entropy_grad, rows)
         gradient = ProjectionGradient(picked, weight, *ctx.needs_input_grad[:2])
         for part, logits in chunks(picked, weight, ctx.head.chunk_size):
-            own = MergedStats(*(x[part] for x in merged))
+            own = MergedStats(*(_entry(x, part) for x in merged))
             tokens = _entries(ctx.tokens_of, part)
             gradient.add(part, ctx.head.passes.gradient(logits, tokens, own, g[part], _entry(h, part), upstream=None))
         hidden_grad = weight_grad = None

@@ -70,11 +70,11 @@ def vocab_shard(
 def _trusted(local_size: int, vocab_size: int | None, vocab_start: int, group: dist.ProcessGroup) -> VocabShard:
     if vocab_start < 0:
         raise ValueError(f"vocab_start is {vocab_start}; it must be the id of this rank's first column, 0 or more.")
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1.")
     if vocab_size is None:
         raise ValueError(
             f"vocab_start is {vocab_start} but vocab_size is None: without an exchange between the ranks the size of "
             "the vocabulary must be given. Pass vocab_size, or leave vocab_start out."
         )
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1.")
     return VocabShard(vocab_start, min(max(vocab_size - vocab_start, 0), local_size), vocab_size, group)

@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-# As `reference.LOG_RATIO_BOUND`.
-LOG_RATIO_BOUND = tl.constexpr(20.0)
+from .. import reference
+
+LOG_RATIO_BOUND = tl.constexpr(reference.LOG_RATIO_BOUND)
 # e^-110 is 0 in float32. Stands in for e^-inf.
 EXP_FLOOR = tl.constexpr(-110.0)
 

@@ -4,9 +4,7 @@ import triton
 import triton.language as tl
 
 from .elementary import EXP_FLOOR, bounded_exp, log1p, times_exp
-from .rows import LOWEST, is_active
-
-NUM_STATS = tl.constexpr(5)
+from .rows import LOWEST, NUM_STATS, is_active
 
 
 @triton.jit

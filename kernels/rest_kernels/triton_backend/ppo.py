@@ -6,11 +6,12 @@ In plain torch this would be some eighty launches on vectors, as long as the who
 import triton
 import triton.language as tl
 
+from ..tokens import SUMS
 from .elementary import LOG_RATIO_BOUND, bounded_log_ratio, k3
 from .merge import merge_rows
 from .rows import is_active
 
-NUM_SUMS = tl.constexpr(7)
+NUM_SUMS = tl.constexpr(len(SUMS))
 
 
 @triton.jit

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+from .. import tokens
+
+NUM_STATS = tl.constexpr(tokens.NUM_STATS)
 # Below every finite bfloat16, float16 and float32: the maximum of no column at all. Finite, so that x - m is never
 # inf - inf.
 LOWEST = tl.constexpr(-3.4028234663852886e38)

@@ -8,7 +8,7 @@ in base 2: e^z = 2^(z log2 e). Rows that are not active are not read.
 import triton
 import triton.language as tl
 
-from .rows import LN_2, LOWEST, bounded_exponent, is_active, row_offset, widen
+from .rows import LN_2, LOWEST, NUM_STATS, bounded_exponent, is_active, row_offset, widen
 
 
 @triton.jit
@@ -109,4 +109,4 @@ def softmax_stats_kernel(
             x = widen(tl.load(x_row + column, mask=column < num_columns, other=float("-inf")))
             x = tl.where(column == label, float("-inf"), x)
             m, s, u, q = _accumulate(x, m, s, u, q, scale, VECTORS, COLLISION)
-    _store(stats + row.to(tl.int64) * 5, m, s, u, q, target, scale)
+    _store(stats + row.to(tl.int64) * NUM_STATS, m, s, u, q, target, scale)

@@ -1,34 +1,13 @@
 """`rest_megatron.method.regions`: one region per sampled token."""
 
-import json
-import lzma
 import random
 import time
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
-from rest_megatron.method.regions import Region, label_bytes, label_regions
-from rest_megatron.reward.parse import parse
-from rest_megatron.tokens import token_bytes
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-F, N, P, C = Region.FORMAT, Region.TOOL_NAME, Region.PARAMETERS, Region.COT
-LETTER = {"f": F, "n": N, "p": P, "c": C}
-
-
-def marked(template: str) -> tuple[bytes, list[int]]:
-    """ "{f|<think>}{c| hi }" style: text and the expected label of each byte, written by hand."""
-    text, labels = b"", []
-    for part in template.split("¦"):
-        letter, body = part[0], part[2:].encode()
-        text += body
-        labels += [LETTER[letter]] * len(body)
-    return text, labels
-
+from rest_megatron.grammar import GRAMMARS, opens_think
+from rest_megatron.method.regions import label_bytes, label_regions
+from tests.unit.answers import C, F, P, marked
 
 OPEN = "f|<think>¦c|t¦f|</think>\n<tool_call>\n"
 CLOSE = "\n</tool_call>"
@@ -66,6 +45,7 @@ HAND_LABELLED = {
     "broken line, then a good one": OPEN + '{"name": ¦n|oops¦c|: 1}¦f|\n' + CALL + CLOSE,
     "line break in a string": OPEN + '{"name": "¦n|f¦f|", "parameters": ¦p|{"a": "x¦f|\n¦c|y"}}¦f|' + CLOSE,
     "a list of calls": OPEN + "¦c|[¦f|" + CALL + "¦c|]¦f|" + CLOSE,
+    "escaped key": OPEN + '{"\\u006eame": "¦n|f¦f|", "param\\u0065ters": ¦p|{}¦f|}' + CLOSE,
     "too deep": OPEN + '{"name": "¦n|f¦f|", "parameters": ¦p|' + "[" * 31 + "¦c|" + "[" * 9 + "¦f|" + CLOSE,
 }
 
@@ -127,135 +107,66 @@ def test_labels_do_not_change_as_a_call_grows():
         assert label_bytes(text[:size])[:size].tolist() == expected[:size]
 
 
-WORDS = [
-    "<tool_call>",
-    "</tool_call>",
-    "<response>",
-    "{",
-    "}",
-    '"',
-    "\\",
-    "]",
-    "é",
-    "日本",
-    "\n",
-    ":",
-    ",",
-    "<think>",
-    "name",
+@pytest.mark.parametrize(
+    "template",
+    [
+        "c|so ¦f|</think>\n<response>¦c|r¦f|</response>",
+        "c|so¦f|</think>\n<tool_call>\n" + CALL + CLOSE,
+        "c|a </think> and <tool_call> b¦f|</think>\n<tool_call>\n" + CALL + CLOSE,
+        "f|</think>\n<response>¦c|r¦f|</response>",
+        "c|<think> twice¦f|</think>\n<response>¦c|r¦f|</response>",
+        "c| cut <tool_call>\n{",
+    ],
+)
+def test_an_answer_to_a_prompt_that_opened_the_thought_begins_inside_it(template):
+    text, expected = marked(template)
+    assert label_bytes(text, think_open=True)[: len(text)].tolist() == expected
+    assert label_regions([bytes([byte]) for byte in text], stop_token=False, think_open=True) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt, inside",
+    [
+        (b"<|im_start|>assistant\n<think>\n", True),
+        (b"<|im_start|>assistant\n<think>", True),
+        (b"<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+        (b"<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n", False),
+        (b"", False),
+    ],
+)
+def test_a_prompt_opens_a_thought_only_with_the_tag_at_its_end(prompt, inside):
+    assert opens_think(prompt) is inside
+
+
+HOSTILE = [
+    b"<think>" + b"<think>" * 40_000,
+    b"<think>" + b"</think>" * 40_000,
+    b"<think>" + b'</think><tool_call>{"a":"' * 12_000,
+    b"<think>" + b"</think><tool_call>{}</tool_call>x" * 9_000,
+    b"<think></think>" + b" " * 300_000,
+    b"<tool_call>" * 30_000,
+    b"<tool_call>{" * 30_000,
+    b"<tool_call>{</tool_call>" * 12_000,
+    b"<response></response>" * 15_000,
+    b"<|python_tag|>{" * 20_000,
+    b'{"name":' + b"[" * 300_000,
+    b'{"name":"' + b'\\"' * 150_000,
+    b'{"name":"f","parameters":' * 12_000,
+    b"{" + b'"\\u006eame":1,' * 20_000,
+    b"x\n" * 150_000,
+    b"{}" * 150_000,
+    b"{};" * 100_000,
+    b"{" + b";" * 300_000,
+    b'"' * 300_000,
 ]
 
 
-def random_answer(rng: random.Random) -> str:
-    """A well-formed answer in the notation of `marked`, with tags and escapes in the thought and in every string."""
-
-    def text(words: list[str]) -> str:
-        return "".join(rng.choice(words) for _ in range(rng.randrange(6)))
-
-    def value(depth: int):
-        kinds = [lambda: text(in_strings), lambda: rng.randrange(99), lambda: None, lambda: True, lambda: -1.5e-3]
-        if depth < 3:
-            kinds.append(lambda: {text(in_strings): value(depth + 1) for _ in range(3)})
-            kinds.append(lambda: [value(depth + 1) for _ in range(2)])
-        return rng.choice(kinds)()
-
-    def dumps(item) -> str:
-        return json.dumps(item, ensure_ascii=rng.random() < 0.5, separators=rng.choice([(", ", ": "), (",", ":")]))
-
-    quotes_think = rng.random() < 0.5
-    in_strings = [*WORDS, "</think>", "</think><tool_call>"] if quotes_think else WORDS
-    lines = ""
-    for _ in range(rng.randrange(1, 4)):
-        name = dumps(text(in_strings) or "f")[1:-1]
-        parameters = dumps({text(in_strings) + str(i): value(0) for i in range(rng.randrange(4))})
-        members = [f'"name": "¦n|{name}¦f|"', f'"{rng.choice(["parameters", "arguments"])}": ¦p|{parameters}¦f|']
-        rng.shuffle(members)
-        lines += "{" + ", ".join(members) + "}\n"
-    thought = text(WORDS if quotes_think else [*WORDS, "</think>", "</think>\n<response>"])
-    response = "" if rng.random() < 0.5 else "\n<response>¦c| Done: é} ¦f|</response>"
-    return f"f|<think>¦c| {thought} ¦f|</think>\n<tool_call>\n{lines}</tool_call>{response}"
-
-
-def test_generated_answers_are_labelled_as_built_and_read_by_the_parser():
-    rng = random.Random(1)
-    for _ in range(400):
-        text, expected = marked(random_answer(rng))
-        assert label_bytes(text)[: len(text)].tolist() == expected, text
-        names = [json.loads(b'"' + name + b'"') for name in spans(text, expected, N)]
-        values = [json.loads(value) for value in spans(text, expected, P)]
-        calls = parse(text).calls
-        assert [call.name for call in calls] == names
-        assert [{key: json.loads(value) for key, value in call.parameters.items()} for call in calls] == values
-
-
-def spans(text: bytes, labels: list[int], region: Region) -> list[bytes]:
-    """The maximal runs of one label."""
-    runs, previous = [], None
-    for byte, label in zip(text, labels, strict=True):
-        if label == region:
-            if previous != region:
-                runs.append(bytearray())
-            runs[-1].append(byte)
-        previous = label
-    return [bytes(run) for run in runs]
-
-
-@pytest.fixture(scope="module", params=["small_bpe.json", "qwen3_tokenizer.json.xz"])
-def tokenizer(request):
-    raw = (SHARED / "tokenizer" / request.param).read_bytes()
-    text = lzma.decompress(raw) if request.param.endswith(".xz") else raw
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text.decode()))
-
-
-@needs_shared
-def test_real_answers_have_the_spans_that_json_and_the_parser_read(tokenizer):
-    table = token_bytes(tokenizer)
-    for row in json.loads((SHARED / "rlla_sft_sample.json").read_text()):
-        text = row["output"].encode()
-        template = real_template(row["output"])
-        _, by_byte = marked(template)
-        assert label_bytes(text)[: len(text)].tolist() == by_byte
-        pieces = [table[i] for i in tokenizer.encode(row["output"], add_special_tokens=False)]
-        expected, start = [], 0
-        for piece in pieces:
-            lead = len(piece) - len(piece.lstrip())
-            expected.append(by_byte[start + (lead if lead < len(piece) else 0)])
-            start += len(piece)
-        assert label_regions(pieces, stop_token=False) == expected
-        names = [json.loads(b'"' + name + b'"') for name in spans(text, by_byte, N)]
-        assert [call.name for call in parse(text).calls] == names
-
-
-def real_template(answer: str) -> str:
-    """A real row in the notation of `marked`, found by the fixed layout of its lines."""
-    thought, tail = answer[len("<think>") :].rsplit("</think>", 1)
-    head = f"f|<think>¦c|{thought}¦f|</think>"
-    if "<tool_call>" not in tail:
-        body = tail.removeprefix("\n<response>").removesuffix("</response>")
-        return f"{head}\n<response>¦c|{body}¦f|</response>"
-    lines = []
-    for line in tail.removeprefix("\n<tool_call>\n").removesuffix("\n</tool_call>").split("\n"):
-        name, parameters = line.removeprefix('{"name": "').removesuffix("}").split('", "parameters": ', 1)
-        assert json.loads(line) == {"name": json.loads(f'"{name}"'), "parameters": json.loads(parameters)}
-        lines.append(f'{{"name": "¦n|{name}¦f|", "parameters": ¦p|{parameters}¦f|}}')
-    return head + "\n<tool_call>\n" + "\n".join(lines) + "\n</tool_call>"
-
-
-HOSTILE = {
-    "thoughts": b"<think>" * 40_000,
-    "ends": b"<think>" + b"</think>" * 40_000,
-    "actions after ends": b"<think>" + b'</think><tool_call>{"a":"' * 12_000,
-    "brackets": b'<tool_call>{"parameters":' + b"[" * 300_000,
-    "escapes": b'<tool_call>{"name":"' + b'\\"' * 150_000,
-    "lines": b"<tool_call>" + b"x\n" * 150_000,
-    "calls": b"<tool_call>" + b"{}" * 150_000,
-    "spaces": b"<think></think>" + b" " * 300_000,
-}
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_answers_take_linear_time(text):
-    pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
-    start = time.process_time()
-    assert len(label_regions(pieces, stop_token=False)) == len(pieces)
-    assert time.process_time() - start < 1.0  # 300 KB; about 0.03 s here, minutes if any step were quadratic
+@pytest.mark.parametrize("grammar", GRAMMARS.values(), ids=GRAMMARS)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_take_linear_time(hostile, grammar):
+    for opening in (b"", b"<tool_call>\n", b"<|python_tag|>"):
+        text = opening + hostile
+        pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
+        start = time.process_time()
+        assert len(label_regions(pieces, stop_token=False, grammar=grammar)) == len(pieces)
+        assert time.process_time() - start < 2.0  # 300 KB; at most 0.1 s here, minutes if any step were quadratic

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rest_megatron.grammar import GRAMMARS
 from rest_megatron.reward.parse import Call, parse
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -243,28 +244,56 @@ def test_any_bytes_give_an_answer_whose_parts_agree():
             assert parsed.response == tail.endswith("</response>")
 
 
+def test_a_thought_that_the_prompt_opened_needs_no_tag():
+    text = answer(GOOD).removeprefix(b"<think>")
+    assert parse(text).problems == ("no_think", "text_outside")
+    parsed = parse(text, think_open=True)
+    assert (parsed.calls, parsed.problems) == ((GOOD_CALL,), ())
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        (b"", "unclosed_think"),
+        (b" t", "unclosed_think"),
+        (b" t\n<tool_call>\n" + GOOD.encode() + b"\n</tool_call>", "unclosed_think"),
+        (answer(GOOD), "tag_in_think"),
+    ],
+)
+def test_a_thought_that_the_prompt_opened_can_still_be_broken(text, problem):
+    assert parse(text, think_open=True).problems == (problem,)
+
+
 SIZE = 64 * 1024
-HOSTILE = {
-    "thoughts": b"<think>" * SIZE,
-    "ends": b"<think>" + b"</think>" * SIZE,
-    "actions after ends": b"<think>" + b'</think><tool_call>{"a":"' * SIZE,
-    "brackets": b'<think></think>\n<tool_call>\n{"name": "f", "parameters": ' + b"[" * SIZE,
-    "flat lists": b'<think></think>\n<tool_call>\n{"name": "f", "parameters": {"a": [' + b"[]," * SIZE,
-    "digits": b'<think></think>\n<tool_call>\n{"name": "f", "parameters": {"a": ' + b"9" * SIZE,
-    "escapes": b'<think></think>\n<tool_call>\n{"name": "' + b'\\"' * SIZE,
-    "lines": b"<think></think>\n<tool_call>\n" + b"x\n" * SIZE,
-    "calls": b"<think></think>\n<tool_call>\n" + b"{}\n" * SIZE,
-    "members": b"<think></think>\n<tool_call>\n{" + b'"a":1,' * SIZE,
-    "responses": b"<response></response>" * SIZE,
-    "blocks": b"<tool_call>\n{}\n</tool_call>\n" * SIZE,
-}
+HOSTILE = [
+    b"<think>" + b"<think>" * SIZE,
+    b"<think>" + b"</think>" * SIZE,
+    b"<think>" + b'</think><tool_call>{"a":"' * SIZE,
+    b"<think>" + b"</think><tool_call>{}</tool_call>x" * SIZE,
+    b"<tool_call>" * SIZE,
+    b"<tool_call>{" * SIZE,
+    b"<tool_call>{}</tool_call>" * SIZE,
+    b"<response></response>" * SIZE,
+    b"<|python_tag|>{" * SIZE,
+    b'{"name": "f", "parameters": ' + b"[" * SIZE,
+    b'{"name": "f", "parameters": {"a": [' + b"[]," * SIZE,
+    b'{"name": "f", "parameters": {"a": ' + b"9" * SIZE,
+    b'{"name": "' + b'\\"' * SIZE,
+    b"{" + b'"a":1,' * SIZE,
+    b"{" + b'"\\u0061":1,' * SIZE,
+    b"x\n" * SIZE,
+    b"{}\n" * SIZE,
+    b"{};" * SIZE,
+    b"{" + b";" * SIZE,
+    b'"' * SIZE,
+]
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_answers_of_the_largest_size_are_read_in_milliseconds(text):
-    times = []
-    for _ in range(3):
+@pytest.mark.parametrize("grammar", GRAMMARS.values(), ids=GRAMMARS)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_of_the_largest_size_are_read_in_milliseconds(hostile, grammar):
+    for opening in (b"", b"<think></think>\n<tool_call>\n", b"<|python_tag|>"):
+        text = (opening + hostile)[:SIZE]
         start = time.process_time()
-        assert parse(text[:SIZE]).problems
-        times.append(time.process_time() - start)
-    assert min(times) < 0.05
+        parse(text, grammar)
+        assert time.process_time() - start < 0.5  # at most 0.02 s here, minutes if any step were quadratic

@@ -11,30 +11,41 @@ def best_assignment(profit: np.ndarray) -> list[tuple[int, int]]:
     profit = np.asarray(profit, np.float64)
     if profit.shape[0] > profit.shape[1]:
         return sorted((row, column) for column, row in best_assignment(profit.T))
-    rows, columns = profit.shape
-    cost = -profit
-    row_price, column_price = np.zeros(rows), np.zeros(columns)
-    owner = np.full(columns, -1)  # the row each column is assigned to
-    for row in range(rows):
-        # Dijkstra over columns with reduced costs >= 0, from `row` to the nearest free column.
-        distance, previous = np.full(columns, np.inf), np.full(columns, -1)
-        done = np.zeros(columns, bool)
-        at_row, at_column, reached = row, -1, 0.0
-        while True:
-            through = reached + cost[at_row] - row_price[at_row] - column_price
-            nearer = ~done & (through < distance)
-            distance[nearer], previous[nearer] = through[nearer], at_column
-            at_column = int(np.argmin(np.where(done, np.inf, distance)))
-            reached = distance[at_column]
-            if owner[at_column] == -1:
-                break
-            done[at_column] = True
-            at_row = owner[at_column]
-        row_price[row] += reached
-        row_price[owner[done]] += reached - distance[done]
-        column_price[done] -= reached - distance[done]
-        while at_column != -1:  # hand each column on the path to the row before it
-            before = int(previous[at_column])
-            owner[at_column] = row if before == -1 else owner[before]
-            at_column = before
-    return sorted((int(owner[column]), column) for column in range(columns) if owner[column] != -1)
+    slack = -profit  # cost less the prices of row and column: 0 where assigned, never negative in an assigned row
+    owner = [-1] * profit.shape[1]  # the row each column is assigned to
+    for row in range(profit.shape[0]):
+        _assign(row, slack, owner)
+    return sorted((row, column) for column, row in enumerate(owner) if row != -1)
+
+
+def _assign(start: int, slack: np.ndarray, owner: list[int]) -> None:
+    """Give `start` a column, in place: Dijkstra from it to the nearest free column, then new prices for both sides.
+
+    The loop runs up to R times for each row, so its arrays are made once and every statement in it counts.
+    """
+    columns = slack.shape[1]
+    distance, through, nearer = np.full(columns, np.inf), np.empty(columns), np.empty(columns, bool)
+    wall = np.zeros(columns)  # infinite where a column is done
+    before = np.empty(columns, np.intp)  # the row from which a column is nearest
+    done, rows, reached = [], [start], [0.0]
+    while True:
+        np.add(slack[rows[-1]], wall, out=through)
+        through += reached[-1]
+        np.less(through, distance, out=nearer)
+        np.copyto(distance, through, where=nearer)
+        np.copyto(before, rows[-1], where=nearer)
+        column = int(distance.argmin())
+        nearest = float(distance[column])
+        if owner[column] == -1:
+            break
+        distance[column] = wall[column] = np.inf
+        done.append(column)
+        rows.append(owner[column])
+        reached.append(nearest)
+    change = nearest - np.array(reached)
+    slack[rows] -= change[:, None]
+    slack[:, done] += change[1:]
+    while (row := int(before[column])) != start:  # hand each column on the path to the row before it
+        left = owner.index(row)
+        owner[column], column = row, left
+    owner[column] = start

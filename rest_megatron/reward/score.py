@@ -1,6 +1,6 @@
-"""The reward of preset `paper` (arXiv 2509.21826; ramp direction of the published code, over progress nu).
+"""Scores of answers, and the reward of preset `paper` (arXiv 2509.21826; ramp direction of the published code).
 
-    total = format + correctness
+    total = format + correctness, over progress nu
     format      = (2 - nu) * S_format                            0 .. 2 falling to 0 .. 1
     correctness = (2 + nu) * (2 * S - 1)                         -2 .. 2 widening to -3 .. 3
     S           = S_acc if S_format = 1, else S_acc / 2
@@ -29,10 +29,12 @@ Whether a response beside calls is wanted is a matter of format. What a response
 """
 
 from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rest_megatron.grammar import TOOLRL, Grammar
 from rest_megatron.reward.assignment import best_assignment
 from rest_megatron.reward.parse import Answer, Call, parse
 
@@ -54,15 +56,24 @@ class GroundTruth:
 class Score:
     """A reward and where it comes from.
 
-    total = format + correctness. parts: name, parameter_names, parameter_values and exact, each in [0, 1], before
-    the format is looked at. reason: "ok", else the first problem: one of `parse`'s table, then unwanted_tool_call,
-    unwanted_response, no_tool_call, no_response, then missing_call, extra_call, wrong_name, wrong_parameter_names,
-    wrong_parameter_values.
+    total = format + correctness. parts: format (S_format), name, parameter_names, parameter_values and exact, each in
+    [0, 1], the last four before the format is looked at. reason: "ok", else the first problem: one of `parse`'s table,
+    then unwanted_tool_call, unwanted_response, no_tool_call, no_response, then missing_call, extra_call, wrong_name,
+    wrong_parameter_names, wrong_parameter_values.
     """
 
     total: float
     format: float
     correctness: float
+    parts: dict[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An answer against its ground truth before any scale: S_acc; parts (S_format among them) and reason of Score."""
+
+    accuracy: float
     parts: dict[str, float]
     reason: str
 
@@ -78,14 +89,41 @@ def parse_ground_truth(text: str) -> GroundTruth:
     return GroundTruth(tuple(call for call in answer.calls if call is not None), answer.response)
 
 
-def score(response: bytes, ground_truth: GroundTruth, *, progress: float) -> Score:
-    """Scores an answer. Never raises on any bytes; progress nu outside [0, 1] raises ValueError.
+def score(
+    response: bytes,
+    ground_truth: GroundTruth,
+    *,
+    progress: float,
+    grammar: Grammar = TOOLRL,
+    think_open: bool = False,
+) -> Score:
+    """The reward of preset `paper`. Never raises on any bytes; progress nu outside [0, 1] raises ValueError.
 
-    response: the sampled tokens' bytes without the end-of-turn token.
+    response, grammar, think_open: see `measure`.
     """
+    check_progress(progress)
+    measured = measure(response, ground_truth, grammar, think_open=think_open)
+    format_ = measured.parts["format"] * (2.0 - progress)
+    share = 1.0 if format_ else BROKEN_FORMAT_SHARE
+    correctness = (2.0 + progress) * (2.0 * share * measured.accuracy - 1.0)
+    return Score(format_ + correctness, format_, correctness, measured.parts, measured.reason)
+
+
+def check_progress(progress: float) -> None:
+    """Raises ValueError unless progress nu lies in [0, 1]."""
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress is {progress}; it is step / total steps and lies in [0, 1]")
-    answer = parse(response)
+
+
+def measure(
+    response: bytes, ground_truth: GroundTruth, grammar: Grammar = TOOLRL, *, think_open: bool = False
+) -> Measure:
+    """S_format, S_acc and its parts of an answer. Never raises on any bytes.
+
+    response: the sampled tokens' bytes without the end-of-turn token. grammar: how the answer is written. think_open:
+    the prompt has already opened the thought; ValueError where the grammar has none.
+    """
+    answer = parse(response, grammar, think_open=think_open)
     format_problem = _format_problem(answer, ground_truth)
     if ground_truth.calls:
         accuracy, parts, accuracy_problem = _call_accuracy(answer.calls, ground_truth.calls)
@@ -93,16 +131,8 @@ def score(response: bytes, ground_truth: GroundTruth, *, progress: float) -> Sco
         accuracy = float(answer.response and not answer.tool_call)
         parts = dict.fromkeys(("name", "parameter_names", "parameter_values", "exact"), accuracy)
         accuracy_problem = ""  # the format problem says it: unwanted call or no response
-    share = BROKEN_FORMAT_SHARE if format_problem else 1.0
-    format_score = 0.0 if format_problem else 2.0 - progress
-    correctness = (2.0 + progress) * (2.0 * share * accuracy - 1.0)
-    return Score(
-        total=format_score + correctness,
-        format=format_score,
-        correctness=correctness,
-        parts=parts,
-        reason=format_problem or accuracy_problem or "ok",
-    )
+    parts = {"format": 0.0 if format_problem else 1.0} | parts
+    return Measure(accuracy, parts, format_problem or accuracy_problem or "ok")
 
 
 def _format_problem(answer: Answer, ground_truth: GroundTruth) -> str:
@@ -139,14 +169,15 @@ def _call_accuracy(made: tuple[Call | None, ...], wanted: tuple[Call, ...]) -> t
         "parameter_values": equal / (excess * num_values) if num_values else parameter_names,
         "exact": float(accuracy == 1.0),
     }
-    return accuracy, parts, _accuracy_problem(made, wanted, parts)
+    return accuracy, parts, calls_problem(len(made), len(wanted), parts)
 
 
-def _accuracy_problem(made: tuple[Call | None, ...], wanted: tuple[Call, ...], parts: dict[str, float]) -> str:
+def calls_problem(made: int, wanted: int, parts: dict[str, float]) -> str:
+    """The first thing wrong with `made` calls where `wanted` are, or ""."""
     checks = {
-        "no_tool_call": not made,
-        "missing_call": len(made) < len(wanted),
-        "extra_call": len(made) > len(wanted),
+        "no_tool_call": made == 0,
+        "missing_call": made < wanted,
+        "extra_call": made > wanted,
         "wrong_name": parts["name"] < 1.0,
         "wrong_parameter_names": parts["parameter_names"] < 1.0,
         "wrong_parameter_values": parts["parameter_values"] < 1.0,
@@ -156,17 +187,29 @@ def _accuracy_problem(made: tuple[Call | None, ...], wanted: tuple[Call, ...], p
 
 def _matched(made: tuple[Call | None, ...], wanted: tuple[Call, ...], name: str) -> list[tuple[float, int]]:
     """(Jaccard of parameter names, equal values) of each pair in the best assignment of the calls named `name`."""
-    ours = [call for call in made if call and call.name == name]
-    theirs = [call for call in wanted if call.name == name]
+    ours = [call.parameters for call in made if call and call.name == name]
+    theirs = [call.parameters for call in wanted if call.name == name]
     if not ours:
         return []
-    agreement = [[_agreement(call, target) for target in theirs] for call in ours]
+    names = _as_bits([call.keys() for call in theirs], [call.keys() for call in ours])
+    members = _as_bits([call.items() for call in theirs], [call.items() for call in ours])
+    bits = list(zip(map(len, theirs + ours), names, members, strict=True))
+    agreement = [[_agreement(call, target) for target in bits[: len(theirs)]] for call in bits[len(theirs) :]]
     profit = np.array([[jaccard + equal for jaccard, equal in row] for row in agreement])
     return [agreement[row][column] for row, column in best_assignment(profit)]
 
 
-def _agreement(call: Call, target: Call) -> tuple[float, int]:
-    shared = call.parameters.keys() & target.parameters.keys()
-    union = call.parameters.keys() | target.parameters.keys()
-    equal = sum(call.parameters[key] == target.parameters[key] for key in shared)
-    return (len(shared) / len(union) if union else 1.0), equal
+def _as_bits(wanted: Sequence[Iterable[Hashable]], made: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Each set, first those wanted, as the bits of an integer: all pairs of large sets compare in a microsecond each.
+
+    Made items that no wanted set has are left out.
+    """
+    bit = {item: number for number, item in enumerate({item for items in wanted for item in items})}
+    return [sum(1 << bit[item] for item in items if item in bit) for items in [*wanted, *made]]
+
+
+def _agreement(call: tuple[int, int, int], target: tuple[int, int, int]) -> tuple[float, int]:
+    """(Jaccard of parameter names, equal values) of two calls: number of parameters, bits of names, of members."""
+    shared = (call[1] & target[1]).bit_count()
+    union = call[0] + target[0] - shared
+    return (shared / union if union else 1.0), (call[2] & target[2]).bit_count()

@@ -3,12 +3,15 @@
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rest_megatron.config import load
 from rest_megatron.reward.assignment import best_assignment
+from rest_megatron.reward.reward import build_reward
 from rest_megatron.reward.score import parse_ground_truth, score
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -38,7 +41,8 @@ def scored(response: str, truth: str, progress: float = 0.0):
 def test_the_wanted_answer_scores_four_at_any_progress(truth, progress, form, correctness):
     result = scored(truth, truth, progress)
     assert (result.format, result.correctness, result.total) == (form, correctness, 4.0)
-    assert result.parts == {"name": 1.0, "parameter_names": 1.0, "parameter_values": 1.0, "exact": 1.0}
+    parts = ("format", "name", "parameter_names", "parameter_values", "exact")
+    assert result.parts == dict.fromkeys(parts, 1.0)
     assert result.reason == "ok"
 
 
@@ -95,6 +99,7 @@ def test_scores_by_hand(truth, response, form, accuracy, reason):
     assert result.format == form
     assert result.correctness == pytest.approx(2 * (2 * accuracy - 1))
     assert result.total == result.format + result.correctness
+    assert result.parts["format"] == (form > 0)
     assert result.reason == reason
 
 
@@ -103,7 +108,7 @@ def test_parts_are_taken_before_the_format_is_looked_at():
     result = scored("junk " + calls(line("f", x=1, y=0), line("h")), truth)
     assert result.format == 0
     assert result.parts == pytest.approx(
-        {"name": 1 / 3, "parameter_names": 1 / 2, "parameter_values": 1 / 3, "exact": 0}
+        {"format": 0, "name": 1 / 3, "parameter_names": 1 / 2, "parameter_values": 1 / 3, "exact": 0}
     )
 
 
@@ -187,6 +192,70 @@ def test_assignment_against_every_permutation(shape):
         assert sum(profit[pair] for pair in pairs) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("size", [64, (64, 50), (50, 64)])
+@pytest.mark.parametrize(
+    "profit",
+    [
+        pytest.param(lambda i, j: i * j, id="product"),
+        pytest.param(lambda i, j: (i + 1) / (j + 1), id="quotient"),
+        pytest.param(lambda i, j: -((i - j) % 7), id="ties"),
+    ],
+)
+def test_assignment_has_the_total_that_its_prices_prove(profit, size):
+    """Beyond what permutations reach: the pairs are best iff no exchange along a cycle or to a free column pays."""
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    matrix = np.fromfunction(lambda i, j: profit(i, j) * 1.0, (rows, columns))
+    pairs = best_assignment(matrix)
+    assert len(pairs) == min(rows, columns)
+    wide = matrix if rows <= columns else matrix.T
+    owner = dict(pairs) if rows <= columns else {column: row for row, column in pairs}
+    held = np.array([owner[row] for row in range(len(wide))])
+    # gain[a, b]: what row a wins by taking row b's column; free[a]: by taking the best column that is left over.
+    gain = wide[:, held] - wide[np.arange(len(wide)), held][:, None]
+    free = sorted(set(range(wide.shape[1])) - set(held.tolist()))
+    if free:
+        gain = np.pad(gain, ((0, 1), (0, 1)))
+        gain[:-1, -1] = wide[:, free].max(axis=1) - wide[np.arange(len(wide)), held]
+    for middle in range(len(gain)):  # longest paths, Floyd and Warshall: a cycle that gains would show on the diagonal
+        gain = np.maximum(gain, gain[:, middle, None] + gain[None, middle])
+    assert gain.diagonal().max() < 1e-9
+
+
+def hostile_calls(number: int = 64, names: int = 100) -> dict[str, str]:
+    """The most that 64 KiB and 64 calls of one name can make a scorer do."""
+    keys = [f"{i:02x}" for i in range(names)]
+    rng = random.Random(0)
+    made = {
+        "staircase": [{key: int(i < row) for i, key in enumerate(keys)} for row in range(number)],
+        "random": [{key: rng.randrange(2) for key in rng.sample(keys, names // 2)} for _ in range(number)],
+        "all different": [{f"{row:02x}{key}": row for key in keys} for row in range(number)],
+        "long values": [{"x": [1] * 400 + [row]} for row in range(number)],
+    }
+    compact = {"separators": (",", ":")}
+    return {
+        name: calls(*(json.dumps({"name": "f", "parameters": p}, **compact) for p in group))
+        for name, group in made.items()
+    }
+
+
+HOSTILE = hostile_calls()
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize("answer", HOSTILE)
+@pytest.mark.parametrize("truth", HOSTILE)
+def test_hostile_answers_to_hostile_ground_truths_are_scored_in_milliseconds(truth, answer, preset):
+    reward = build_reward(load([], [f"reward.preset={preset}"]))
+    wanted, made = reward.read(HOSTILE[truth]), HOSTILE[answer].encode()
+    assert len(made) < 64 * 1024
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        reward.score(made, wanted, progress=0.0, step=0)
+        times.append(time.process_time() - start)
+    assert min(times) < 0.05
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
@@ -223,6 +292,30 @@ def test_a_ground_truth_may_be_laid_out_freely(text):
     truth = parse_ground_truth(text)
     assert [(call.name, call.parameters) for call in truth.calls] == [("f", {"x": "1"})]
     assert not truth.response
+
+
+@pytest.mark.parametrize("ramp, scale", [("linear", 0.25), ("none", 1.0)])
+def test_without_a_ramp_the_scales_are_those_of_the_end(ramp, scale):
+    reward = build_reward(load([], [f"reward.ramp={ramp}"]))
+    wrong_value = calls(line("f", x=2)).encode()
+    result = reward.score(wrong_value, reward.read(CALL), progress=0.25, step=7)
+    assert result == score(wrong_value, parse_ground_truth(CALL), progress=scale)
+
+
+@pytest.mark.parametrize("answer_format", ["toolrl", "hermes"])
+def test_a_thought_that_the_prompt_opened_counts(answer_format):
+    reward = build_reward(load([], [f"data.answer_format={answer_format}"]))
+    answer = CALL.removeprefix("<think>").replace("parameters", "arguments").encode()
+    truth = reward.read(CALL)
+    assert reward.score(answer, truth, progress=0.0, step=0, think_open=True).total == 4.0
+    assert reward.score(answer, truth, progress=0.0, step=0).format == 0.0
+
+
+def test_answers_follow_the_grammar_and_ground_truths_are_always_toolrl():
+    reward = build_reward(load([], ["data.answer_format=hermes"]))
+    truth = reward.read(calls(line("f", x=1), line("g")))
+    blocks = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in (line("f", x=1), line("g")))
+    assert reward.score((THOUGHT + blocks).encode(), truth, progress=0.0, step=0).total == 4.0
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])

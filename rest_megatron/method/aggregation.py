@@ -4,22 +4,26 @@ With sums in place of means, the loss does not depend on how the mini-batch is c
 """
 
 import torch
+from torch import Tensor
 
 
 def loss_weights(
-    token_weights: torch.Tensor,
-    sequence_index: torch.Tensor,
+    token_weights: Tensor,
+    sequence_index: Tensor,
     num_sequences_global: int,
     mode: str,
     total_weight_global: float,
-) -> torch.Tensor:
+    max_new_tokens: int,
+) -> Tensor:
     """float32 [T] such that the sum of loss_weights * token_loss over all tokens of all ranks is the loss.
 
     token_weights: [T]. sequence_index: [T], which sequence of this call each token belongs to; a sequence is whole.
     num_sequences_global: sequences in the global mini-batch. total_weight_global: sum of token weights in it.
+    max_new_tokens: the longest answer a run allows. A mode reads only its own.
 
-    seq-mean-token-mean:  w_t / T_i / num_sequences_global   (1/G sum_i 1/T_i sum_t, the paper's loss)
-    token-mean:           w_t / total_weight_global          (one weighted mean over all tokens)
+    seq-mean-token-mean:      w_t / T_i / num_sequences_global             (1/G sum_i 1/T_i sum_t, the paper's loss)
+    token-mean:               w_t / total_weight_global                    (one weighted mean over all tokens, DAPO)
+    seq-mean-token-sum-norm:  w_t / max_new_tokens / num_sequences_global  (1/G sum_i sum_t over a constant, Dr.GRPO)
 
     Raises ValueError for another mode or a normaliser that is not positive.
     """
@@ -31,10 +35,15 @@ def loss_weights(
     if mode == "token-mean":
         _positive(total_weight_global=total_weight_global)
         return (weights / total_weight_global).float()
-    raise ValueError(f"loss aggregation {mode!r} is unknown; use seq-mean-token-mean or token-mean")
+    if mode == "seq-mean-token-sum-norm":
+        _positive(num_sequences_global=num_sequences_global, max_new_tokens=max_new_tokens)
+        return (weights / max_new_tokens / num_sequences_global).float()
+    raise ValueError(
+        f"loss aggregation {mode!r} is unknown; use seq-mean-token-mean, token-mean or seq-mean-token-sum-norm"
+    )
 
 
-def _positive(**value: float) -> None:
-    for name, number in value.items():
+def _positive(**values: float) -> None:
+    for name, number in values.items():
         if not number > 0:
             raise ValueError(f"{name} is {number}; the global mini-batch needs at least one token to average over")

@@ -1,27 +1,56 @@
 """From measured entropies to one weight per token (arXiv 2509.21826, Theorem 2 and Eq. 9).
 
-The gradient of a response is sum_t w_t A s_t with s_t the score of token t and beta_t a bound of E||s_t||^2
-(Lemma 2: beta_t = 1 - exp(-H_t) for entropy H_t). Its variance bound sum_t w_t^2 beta_t, at mean weight 1, is
-smallest for
+The gradient of a response is sum_t w_t A s_t with s_t the score of token t and beta_t a bound of E||s_t||^2. Its
+variance bound sum_t w_t^2 beta_t, at mean weight 1, is smallest for
 
     w_t = (T / sum_u 1/beta_u) / beta_t .                                                            (Theorem 2)
 
-In practice beta is taken per region, from the region's mean entropy. Weights that differ between tokens change the
-expected gradient: a deliberate bias for less variance.
+With entropy H, collision c = sum_v p_v^2 and last hidden state h, E||s_t||^2 is exactly 1 - c for the logits and
+(1 - c) ||h||^2 for the LM head, and 1 - c <= 1 - exp(-H) (Lemma 2). In practice beta is taken per region, from the
+mean of a statistic over the region's tokens, of the whole batch or of one response:
 
-Vectors of four follow the order of `regions.Region`. All maths is float64.
+| rule             | statistic       | region weight before it is normalised                                        |
+|------------------|-----------------|------------------------------------------------------------------------------|
+| score_bound      | H               | 1 / (1 - exp(-H))                                                            |
+| inverse_entropy  | H               | 1 / H                                                                        |
+| collision        | 1 - c           | 1 / (1 - c)                                                                  |
+| lm_head          | (1 - c) ||h||^2 | 1 / ((1 - c) ||h||^2)                                                        |
+| constant         | 1               | 1                                                                            |
+
+Weights that differ between tokens change the expected gradient: a deliberate bias for less variance.
+
+Vectors of four follow the order of `regions.Region`. All maths is float64. The published code's own weights, rule
+`reference`, take no statistics and are in `reference_weights.py`.
 """
 
 import torch
+from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.regions import Region
 
-ENTROPY_FLOOR = 1e-6  # nats; a region the policy is sure of has H = 0, where 1/H and 1/(1-exp(-H)) have no value
+STATISTIC_FLOOR = 1e-6  # a region the policy is sure of has H = 0 and c = 1, where no rule has a value
 DELTA = 1e-8  # delta of w_t = w^_t / (mean(w^) + delta)
 
 
-def region_sums(values: torch.Tensor, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def token_statistic(rule: str, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:
+    """float64 [T]: what `rule` averages over a region's tokens, see the table above.
+
+    entropy: [T] in nats; collision: [T] in [0, 1]; hidden_norm_squared: [T], ||h||^2. A rule reads only its own.
+    Raises ValueError for a rule without a statistic.
+    """
+    if rule in ("score_bound", "inverse_entropy"):
+        return entropy.double()
+    if rule == "collision":
+        return 1.0 - collision.double()
+    if rule == "lm_head":
+        return (1.0 - collision.double()) * hidden_norm_squared.double()
+    if rule == "constant":
+        return torch.ones_like(entropy, dtype=torch.float64)
+    raise ValueError(f"rule {rule!r} has no statistic per token; use one of {', '.join(_RULES)}")
+
+
+def region_sums(values: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
     """(sums, counts), float64 [4] each: the sum of `values` in each region and the number of its tokens.
 
     values: [T], entropy in nats for one; regions: [T] Region. Both results add up over micro-batches and over ranks
@@ -33,17 +62,29 @@ def region_sums(values: torch.Tensor, regions: torch.Tensor) -> tuple[torch.Tens
     return sums, member.sum(dim=1).double()
 
 
-def update_region_entropy(
-    state: torch.Tensor | None, sums: torch.Tensor, counts: torch.Tensor, momentum: float
-) -> torch.Tensor:
-    """The running mean of each region's entropy after one more step: float64 [4].
+def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
+    """float64 [N, 4]: the mean of `values` in each region of each response, nan for a region it does not have.
+
+    values: [T]; regions: [T] Region; sequence_index: [T] in [0, num_sequences), the response of each token.
+    Raises ValueError when a sum is not finite.
+    """
+    _same_shape(values=values, regions=regions, sequence_index=sequence_index)
+    cell = sequence_index * len(Region) + regions
+    zeros = torch.zeros(num_sequences * len(Region), dtype=torch.float64, device=values.device)
+    sums = zeros.index_add(0, cell, values.double())
+    counts = zeros.index_add(0, cell, torch.ones_like(values, dtype=torch.float64))
+    _finite(sums)
+    return (sums / counts).view(num_sequences, len(Region))  # 0 / 0 = nan: absent
+
+
+def update_running_mean(state: Tensor | None, sums: Tensor, counts: Tensor, momentum: float) -> Tensor:
+    """The running mean of each region's statistic after one more step: float64 [4].
 
     state: the last result, or None at the first step. sums, counts: of the GLOBAL batch. A region seen for the first
     time takes its mean as it is; a region absent from this step keeps its value; one never seen is nan.
-    Raises ValueError when an entropy sum is not finite.
+    Raises ValueError when a sum is not finite.
     """
-    if not torch.isfinite(sums).all():
-        raise ValueError(f"region entropy sums {sums.tolist()} (format, tool name, parameters, cot) are not finite")
+    _finite(sums)
     mean = sums / counts  # 0 / 0 = nan: absent
     if state is None:
         return mean
@@ -51,32 +92,43 @@ def update_region_entropy(
     return torch.where(counts > 0, blended, state)
 
 
-def region_weights(region_entropy: torch.Tensor, settings: WeightsConfig) -> torch.Tensor:
-    """float64 [4]: the rule of Eq. 9, normalised to mean 1 over the regions seen, then clamped.
+def region_weights(statistic: Tensor, settings: WeightsConfig) -> Tensor:
+    """The rule of Eq. 9, normalised to mean 1 over the regions seen, then clamped: float64 of the input's shape.
 
-    region_entropy: [4] in nats, nan for a region never seen; such a region weighs 1.
-    Entropies below ENTROPY_FLOOR count as the floor, so the rule is finite at H = 0.
+    statistic: [4], or [N, 4] with a row per response; nan for a region not seen, which weighs 1.
+    Statistics below STATISTIC_FLOOR count as the floor, so the weight of a sure region is finite.
+    Raises ValueError for a rule without a statistic.
     """
-    entropy = region_entropy.double()
-    seen = ~entropy.isnan()
-    entropy = torch.where(seen, entropy, 1.0).clamp(min=ENTROPY_FLOOR)
-    rule = {"score_bound": _score_bound, "inverse_entropy": torch.reciprocal, "constant": torch.ones_like}
-    weights = rule[settings.rule](entropy)
-    mean = torch.where(seen, weights, 0.0).sum() / seen.sum()
+    if settings.rule not in _RULES:
+        raise ValueError(f"rule {settings.rule!r} does not follow from statistics; use one of {', '.join(_RULES)}")
+    statistic = statistic.double()
+    seen = ~statistic.isnan()
+    weights = _RULES[settings.rule](torch.where(seen, statistic, 1.0).clamp(min=STATISTIC_FLOOR))
+    mean = torch.where(seen, weights, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
     weights = (weights / mean).clamp(settings.clamp_min, settings.clamp_max)
     return torch.where(seen, weights, 1.0)
 
 
-def token_weights(
-    region_weights: torch.Tensor, regions: torch.Tensor, sequence_index: torch.Tensor, num_sequences: int
-) -> torch.Tensor:
+def region_switches(settings: WeightsConfig) -> Tensor:
+    """float64 [4]: 1 for a region whose tokens are trained on, 0 for one switched off; a factor of region weights."""
+    used = {
+        Region.FORMAT: settings.use_format,
+        Region.TOOL_NAME: settings.use_tool_name,
+        Region.PARAMETERS: settings.use_parameters,
+        Region.COT: settings.use_cot,
+    }
+    return torch.tensor([used[region] for region in Region], dtype=torch.float64)
+
+
+def token_weights(region_weights: Tensor, regions: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
     """float32 [T]: each token's region weight, divided by its sequence's mean, so that every sequence has mean 1.
 
-    region_weights: [4]; regions: [T] Region; sequence_index: [T] in [0, num_sequences), the sequence of each token.
-    Rescales the gradient of a response, never its sign.
+    region_weights: [4], or [num_sequences, 4] with a row per sequence, at least 0. regions: [T] Region.
+    sequence_index: [T] in [0, num_sequences), the sequence of each token. The mean is over all tokens of a sequence;
+    one whose tokens all weigh 0 keeps its zeros. Rescales the gradient of a response, never its sign.
     """
     _same_shape(regions=regions, sequence_index=sequence_index)
-    weights = region_weights.double()[regions]
+    weights = region_weights.double().expand(num_sequences, -1)[sequence_index, regions]
     zeros = weights.new_zeros(num_sequences)
     sums = zeros.index_add(0, sequence_index, weights)
     counts = zeros.index_add(0, sequence_index, torch.ones_like(weights))
@@ -84,12 +136,26 @@ def token_weights(
     return (weights / (mean[sequence_index] + DELTA)).float()
 
 
-def _score_bound(entropy: torch.Tensor) -> torch.Tensor:
+def _score_bound(entropy: Tensor) -> Tensor:
     """1 / (1 - exp(-H)), exact for small H."""
     return -1.0 / torch.expm1(-entropy)
 
 
-def _same_shape(**tensors: torch.Tensor) -> None:
+_RULES = {
+    "score_bound": _score_bound,
+    "inverse_entropy": torch.reciprocal,
+    "collision": torch.reciprocal,
+    "lm_head": torch.reciprocal,
+    "constant": torch.ones_like,
+}
+
+
+def _finite(sums: Tensor) -> None:
+    if not torch.isfinite(sums).all():
+        raise ValueError(f"region sums {sums.tolist()} (format, tool name, parameters, cot) are not finite")
+
+
+def _same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(f"expected one value per token in each of {', '.join(shapes)}; got shapes {shapes}")

@@ -37,3 +37,15 @@ def test_the_input_is_not_changed():
 def test_progress_outside_its_range_is_refused(progress):
     with pytest.raises(ValueError, match="progress"):
         anneal(WEIGHTS, progress, SETTINGS)
+
+
+def test_every_response_is_annealed_by_itself():
+    rows = torch.stack([WEIGHTS, WEIGHTS.flip(0), torch.full_like(WEIGHTS, 1.5)])
+    annealed = anneal(rows, 0.5, SETTINGS)
+    for row, expected in zip(rows, annealed, strict=True):
+        assert torch.equal(anneal(row, 0.5, SETTINGS), expected)
+
+
+def test_a_curriculum_that_follows_accuracies_is_refused():
+    with pytest.raises(ValueError, match="feedback"):
+        anneal(WEIGHTS, 0.5, WeightsConfig(curriculum="feedback"))

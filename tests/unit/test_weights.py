@@ -5,11 +5,21 @@ import math
 import pytest
 import torch
 
+from rest_kernels import reference
 from rest_megatron.config.schema import WeightsConfig
-from rest_megatron.method.weights import region_sums, region_weights, token_weights, update_region_entropy
+from rest_megatron.method.weights import (
+    region_means_by_response,
+    region_sums,
+    region_switches,
+    region_weights,
+    token_statistic,
+    token_weights,
+    update_running_mean,
+)
 
 NAN = math.nan
 WIDE = {"clamp_min": 1e-12, "clamp_max": 1e12}
+RULES = ["score_bound", "inverse_entropy", "collision", "lm_head", "constant"]
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -43,27 +53,27 @@ def test_entropy_sums_refuse_vectors_of_different_length():
 
 
 def test_running_entropy_starts_at_the_first_mean_and_keeps_absent_regions():
-    state = update_region_entropy(None, vector(2, 0, 6, 0), vector(4, 0, 3, 0), momentum=0.9)
+    state = update_running_mean(None, vector(2, 0, 6, 0), vector(4, 0, 3, 0), momentum=0.9)
     torch.testing.assert_close(state, vector(0.5, NAN, 2.0, NAN), equal_nan=True)
-    state = update_region_entropy(state, vector(3, 5, 0, 0), vector(2, 10, 0, 0), momentum=0.9)
+    state = update_running_mean(state, vector(3, 5, 0, 0), vector(2, 10, 0, 0), momentum=0.9)
     torch.testing.assert_close(state, vector(0.9 * 0.5 + 0.1 * 1.5, 0.5, 2.0, NAN), equal_nan=True)
 
 
 def test_zero_momentum_uses_this_step_alone():
-    state = update_region_entropy(vector(9, 9, 9, 9), vector(1, 2, 3, 0), vector(1, 1, 1, 0), momentum=0.0)
+    state = update_running_mean(vector(9, 9, 9, 9), vector(1, 2, 3, 0), vector(1, 1, 1, 0), momentum=0.0)
     assert state.tolist() == [1.0, 2.0, 3.0, 9.0]
 
 
 def test_running_entropy_does_not_change_its_input():
     state = vector(1, NAN, 1, 1)
-    update_region_entropy(state, vector(1, 1, 1, 1), vector(2, 2, 2, 2), momentum=0.5)
+    update_running_mean(state, vector(1, 1, 1, 1), vector(2, 2, 2, 2), momentum=0.5)
     torch.testing.assert_close(state, vector(1, NAN, 1, 1), equal_nan=True)
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf])
 def test_entropies_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="not finite"):
-        update_region_entropy(None, vector(1, bad, 1, 1), vector(1, 1, 1, 1), momentum=0.9)
+        update_running_mean(None, vector(1, bad, 1, 1), vector(1, 1, 1, 1), momentum=0.9)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +81,8 @@ def test_entropies_that_are_not_finite_are_refused(bad):
     [
         ("score_bound", lambda h: 1 / (1 - math.exp(-h))),
         ("inverse_entropy", lambda h: 1 / h),
+        ("collision", lambda beta: 1 / beta),
+        ("lm_head", lambda beta: 1 / beta),
         ("constant", lambda h: 1.0),
     ],
 )
@@ -88,7 +100,7 @@ def test_weights_are_clamped_after_they_are_normalised():
     assert weights.tolist() == [2.0, 0.3, 0.3, 0.3]
 
 
-@pytest.mark.parametrize("rule", ["score_bound", "inverse_entropy", "constant"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "entropies", [(0.0, 0.0, 0.0, 0.0), (0.0, 0.5, NAN, 12.0), (-1e-9, 1e-30, 0.1, 0.1), (NAN,) * 4]
 )
@@ -133,6 +145,137 @@ def test_equal_region_weights_give_weight_one():
 def test_token_weights_of_no_tokens():
     empty = torch.empty(0, dtype=torch.int64)
     assert token_weights(vector(1, 1, 1, 1), empty, empty, 0).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        ("score_bound", [0.5, 2.0]),
+        ("inverse_entropy", [0.5, 2.0]),
+        ("collision", [0.25, 0.75]),
+        ("lm_head", [2.5, 3.0]),
+        ("constant", [1.0, 1.0]),
+    ],
+)
+def test_the_statistic_of_a_token_by_hand(rule, expected):
+    statistic = token_statistic(rule, torch.tensor([0.5, 2.0]), torch.tensor([0.75, 0.25]), torch.tensor([10.0, 4.0]))
+    assert statistic.tolist() == expected
+    assert statistic.dtype == torch.float64
+
+
+@pytest.mark.parametrize("rule", ["reference", "entropy"])
+def test_a_rule_without_statistics_is_refused(rule):
+    with pytest.raises(ValueError, match=f"'{rule}'"):
+        token_statistic(rule, torch.ones(1), torch.ones(1), torch.ones(1))
+    with pytest.raises(ValueError, match=f"'{rule}'"):
+        region_weights(vector(1, 1, 1, 1), WeightsConfig(rule=rule))
+
+
+@pytest.mark.parametrize("rule", ["inverse_entropy", "collision", "lm_head"])
+@pytest.mark.parametrize("scale", [1e-3, 7.0, 4096.0])
+def test_only_ratios_of_the_statistic_matter(rule, scale):
+    statistic = vector(0.02, 0.4, 1.5, NAN)
+    settings = WeightsConfig(rule=rule)
+    torch.testing.assert_close(region_weights(scale * statistic, settings), region_weights(statistic, settings))
+
+
+def test_response_means_by_hand():
+    means = region_means_by_response(
+        torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0]),
+        regions=torch.tensor([0, 0, 3, 1, 0]),
+        sequence_index=torch.tensor([0, 0, 0, 2, 2]),
+        num_sequences=3,
+    )
+    expected = torch.stack([vector(2, NAN, NAN, 5), vector(NAN, NAN, NAN, NAN), vector(9, 7, NAN, NAN)])
+    torch.testing.assert_close(means, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_response_means_refuse_values_that_are_not_finite(bad):
+    index = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="not finite"):
+        region_means_by_response(torch.tensor([1.0, bad]), index, index, 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_mean_of_one_response_is_the_mean_of_a_batch_of_it(rule):
+    generator = torch.Generator().manual_seed(0)
+    values, regions = torch.rand(50, generator=generator), torch.randint(0, 3, (50,), generator=generator)
+    index, settings = torch.zeros(50, dtype=torch.int64), WeightsConfig(rule=rule)
+    alone = region_weights(region_means_by_response(values, regions, index, 1), settings)
+    batch = region_weights(update_running_mean(None, *region_sums(values, regions), momentum=0.9), settings)
+    torch.testing.assert_close(alone, batch[None])
+    assert torch.equal(token_weights(alone, regions, index, 1), token_weights(batch, regions, index, 1))
+
+
+def test_each_response_is_normalised_and_clamped_by_itself():
+    rows = [vector(0.01, 1.0, 1.0, 1.0), vector(NAN, 0.5, NAN, 0.1), vector(NAN, NAN, NAN, NAN)]
+    settings = WeightsConfig(rule="inverse_entropy")
+    together = region_weights(torch.stack(rows), settings)
+    assert together.dtype == torch.float64
+    for row, weights in zip(rows, together, strict=True):
+        torch.testing.assert_close(weights, region_weights(row, settings))
+
+
+def test_token_weights_of_each_response_by_hand():
+    weights = token_weights(
+        torch.stack([vector(1, 3, 1, 1), vector(2, 1, 6, 1)]),
+        regions=torch.tensor([0, 0, 1, 2]),
+        sequence_index=torch.tensor([0, 1, 0, 1]),
+        num_sequences=2,
+    )
+    torch.testing.assert_close(weights, torch.tensor([0.5, 0.5, 1.5, 1.5]))
+
+
+@pytest.mark.parametrize("region, name", enumerate(["use_format", "use_tool_name", "use_parameters", "use_cot"]))
+def test_a_region_switched_off_weighs_nothing_and_the_others_fill_the_mean(region, name):
+    switches = region_switches(WeightsConfig(**{name: False}))
+    assert switches.tolist() == [float(r != region) for r in range(4)]
+    regions = torch.arange(4).repeat(3)
+    weights = token_weights(vector(1, 2, 0.5, 1.5) * switches, regions, torch.zeros(12, dtype=torch.int64), 1)
+    assert (weights[regions == region] == 0).all()
+    assert weights.mean().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_response_without_a_region_in_use_gets_zeros():
+    weights = token_weights(vector(1, 1, 1, 0), torch.tensor([3, 3, 0, 3]), torch.tensor([0, 0, 1, 1]), 2)
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 10.0, 100.0])
+def test_lemma_2_the_exact_score_norm_is_below_the_entropy_bound(spread):
+    logits = spread * torch.randn(2000, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probs = logits.softmax(-1)
+    labels = torch.eye(37, dtype=torch.float64)
+    # E||s||^2 over the label y, with s = onehot(y) - p the gradient of log p_y with respect to the logits.
+    expected = (probs[:, :, None] * (labels - probs[:, None, :]) ** 2).sum(dim=(1, 2))
+    norm = token_statistic("collision", reference.entropy(logits), reference.collision(logits), torch.ones(2000))
+    torch.testing.assert_close(norm, expected, rtol=1e-9, atol=1e-12)
+    assert (norm <= 1 - torch.exp(-reference.entropy(logits)) + 1e-12).all()
+
+
+def test_the_lm_head_statistic_is_the_expected_squared_gradient_of_the_head():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, dtype=torch.float64, generator=generator)
+    head = torch.randn(11, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    log_probs = torch.log_softmax(head @ hidden, dim=-1)
+    squares = [torch.autograd.grad(x, head, retain_graph=True)[0].square().sum() for x in log_probs]
+    logits = (head @ hidden).detach()[None]
+    statistic = token_statistic(
+        "lm_head", reference.entropy(logits), reference.collision(logits), hidden.square().sum()[None]
+    )
+    torch.testing.assert_close(statistic[0], (log_probs.exp().detach() * torch.stack(squares)).sum())
+
+
+def test_theorem_2_the_weights_solve_the_lagrange_conditions():
+    """At the least sum w^2 beta with sum w = T all 2 w_t beta_t are equal, so w_t = T / sum(1/beta) / beta_t."""
+    beta = vector(0.02, 0.3, 0.55, 0.9)
+    regions = torch.randint(0, 4, (500,), generator=torch.Generator().manual_seed(0))
+    by_region = region_weights(beta, WeightsConfig(rule="collision", **WIDE))
+    weights = token_weights(by_region, regions, torch.zeros(500, dtype=torch.int64), 1).double()
+    slopes = 2 * weights * beta[regions]
+    torch.testing.assert_close(slopes, slopes[:1].expand(500), rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights, 500 / (1 / beta[regions]).sum() / beta[regions], rtol=1e-6, atol=0)
 
 
 def test_theorem_2_no_other_weights_of_mean_one_have_a_smaller_variance_bound():

@@ -1,0 +1,69 @@
+"""GSPO (arXiv 2507.18071): the clipped loss with one probability ratio per answer.
+
+    s_i = (p(y_i) / p_old(y_i))^(1/T_i) = exp(mean_t (log_probs_t - old_log_probs_t))                     (Eq. 7)
+
+In the paper's first form the gradient of s_i reaches every token alike, so weights that differ between the tokens of
+an answer would change nothing. We use its second form, GSPO-token (Eq. 13-14), made for values per token:
+
+    s_{i,t} = sg[s_i] p_t / sg[p_t]     sg: held constant in the gradient
+
+Its value is s_i at every token, so what is clipped is the same, and where the tokens of an answer weigh the same, so is
+the gradient. Otherwise each token's gradient follows its own weight. As in the kernels, log ratios are held within
++-20, so that exp stays finite, and a ratio beyond has no gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from rest_kernels.reference import LOG_RATIO_BOUND
+
+
+def sequence_ppo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    loss_weights: Tensor,
+    sequence_index: Tensor,
+    num_sequences: int,
+    *,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(loss, metrics): loss = sum_t loss_weights_t max(-A_t s, -A_t clip(s, 1 - low, 1 + high)), a scalar.
+
+    All tensors are [T], the response tokens of a micro-batch. log_probs carry the gradient, the others are constants.
+    advantages: the answer's, at each of its tokens. loss_weights hold token weight and normaliser. sequence_index: in
+    [0, num_sequences), the answer of each token; an answer is whole, tokens of weight 0 included, for s_i needs all.
+
+    metrics: sums over the tokens whose loss weight is not 0, 0-dim, to be added over micro-batches and data-parallel
+    ranks and divided by num_tokens:
+        num_tokens; ratio: s_i; clipped: tokens of an answer whose ratio the clip holds, so that it has no gradient;
+        clipped_low: those of them with A < 0; approx_kl: k3 estimate of KL(old || policy), e^d - 1 - d with
+        d = log_probs - old_log_probs of the token.
+    """
+    log_ratio = (log_probs.detach() - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    mean = _sequence_means(log_probs.detach() - old_log_probs, sequence_index, num_sequences)[sequence_index]
+    ratio = (log_probs - log_probs.detach() + mean).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    clipped_ratio = ratio.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
+    token_loss = torch.maximum(-advantages * ratio, -advantages * clipped_ratio)
+
+    used = loss_weights != 0
+    value = ratio.detach()
+    high = used & (advantages > 0) & (value > 1.0 + clip_ratio_high)
+    low = used & (advantages < 0) & (value < 1.0 - clip_ratio_low)
+    metrics = {
+        "num_tokens": used,
+        "clipped": high | low,
+        "clipped_low": low,
+        "approx_kl": (log_ratio.exp() - 1.0 - log_ratio) * used,
+        "ratio": value * used,
+    }
+    return (loss_weights * token_loss).sum(), {name: x.to(value.dtype).sum() for name, x in metrics.items()}
+
+
+def _sequence_means(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
+    """[num_sequences]: the mean of `values` over the tokens of each sequence; nan for one without tokens."""
+    zeros = torch.zeros(num_sequences, dtype=torch.float64, device=values.device)
+    sums = zeros.index_add(0, sequence_index, values.double())
+    counts = zeros.index_add(0, sequence_index, torch.ones_like(values, dtype=torch.float64))
+    return (sums / counts).to(values.dtype)

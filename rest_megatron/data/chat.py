@@ -1,8 +1,11 @@
-"""Chat messages: read from a row, rendered to token ids by the tokenizer's chat template."""
+"""Chat messages and tools: read from a row, rendered to token ids by the tokenizer's chat template."""
+
+import json
 
 import jinja2
 
 from rest_megatron.data.rows import BadRow, describe, field, text
+from rest_megatron.data.template import FIX, dropped_thought, has_thoughts
 from rest_megatron.errors import ConfigError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -25,8 +28,8 @@ def require_chat_template(tokenizer) -> None:
 def read_messages(row: dict) -> tuple[dict[str, str], ...]:
     """Return the field `prompt` as ({"role", "content"}, ...), fields taken by name.
 
-    Raises BadRow for an empty list, an unknown role, a blank content, a field that would be ignored, or a last
-    message by the assistant, which leaves nothing to answer.
+    Raises BadRow for an empty list, an unknown role, a blank content (a tool may return nothing), a field that would
+    be ignored, or a last message by the assistant, which leaves nothing to answer.
     """
     messages = field(row, "prompt", list)
     if not messages:
@@ -41,7 +44,8 @@ def _read_message(number: int, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
         raise BadRow(f"prompt[{number}] is {describe(message)}, must be an object with role and content")
     try:
-        role, content = text(message, "role"), text(message, "content")
+        role = text(message, "role")
+        content = text(message, "content") if role != "tool" or message.get("content") != "" else ""
     except BadRow as fault:
         raise BadRow(f"prompt[{number}]: {fault}") from None
     if role not in ROLES:
@@ -52,16 +56,45 @@ def _read_message(number: int, message: object) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def render(messages: tuple[dict[str, str], ...], tokenizer) -> tuple[int, ...]:
+def read_tools(row: dict) -> tuple[dict, ...] | None:
+    """Return the optional field `tools`, a list of tools in OpenAI's form or its JSON; None when there is none.
+
+    Raises BadRow for anything else.
+    """
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"field 'tools' is not valid JSON: {error}") from None
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"field 'tools' is {describe(tools)}, must be a list of objects, or its JSON")
+    return tuple(tools) or None
+
+
+def render(messages: tuple[dict[str, str], ...], tokenizer, tools: tuple[dict, ...] | None = None) -> tuple[int, ...]:
     """Return the token ids of the messages and of the opening of the assistant's turn.
 
-    The template's own defaults hold, so a model that thinks keeps thinking. Raises BadRow when the template refuses
-    the messages.
+    tools: those the template announces. The template's own defaults hold, so a model that thinks keeps thinking.
+    Raises BadRow when the template refuses the messages, or drops a thought of an earlier turn.
     """
+    if has_thoughts(messages):
+        dropped = dropped_thought(messages, _apply(messages, tokenizer, tools, tokenize=False))
+        if dropped is not None:
+            raise BadRow(f"the chat template drops the thought of prompt[{dropped}]; {FIX}")
+    return tuple(_apply(messages, tokenizer, tools, tokenize=True))
+
+
+def _apply(messages: tuple[dict[str, str], ...], tokenizer, tools: tuple[dict, ...] | None, tokenize: bool):
     try:
-        ids = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tools=tools and list(tools),
+            add_generation_prompt=True,
+            tokenize=tokenize,
+            return_dict=False,
         )
     except jinja2.TemplateError as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from error
-    return tuple(ids)

@@ -1,9 +1,12 @@
-"""Demonstrations for the supervised warm start: rows of `prompt` messages and a `response` text."""
+"""Demonstrations for the supervised warm start: rows of `prompt` messages and a `response` text.
+
+`tools` is optional, as in `prompts`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from rest_megatron.data.chat import read_messages, render, require_chat_template
+from rest_megatron.data.chat import read_messages, read_tools, render, require_chat_template
 from rest_megatron.data.lengths import fits, without_dropped
 from rest_megatron.data.rows import BadRow, parse_rows, text
 
@@ -29,13 +32,13 @@ def load_demonstrations(
     require_chat_template(tokenizer)
 
     def parse(index: int, row: dict) -> Demonstration | None:
-        prompt_ids = render(read_messages(row), tokenizer)
+        prompt_ids = render(read_messages(row), tokenizer, read_tools(row))
         response_ids = _encode_response(text(row, "response"), tokenizer)
         prompt_fits = fits("prompt", prompt_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong)
         response_fits = fits("response", response_ids, max_response_tokens, "rollout.max_new_tokens", overlong)
         return Demonstration(index, prompt_ids, response_ids) if prompt_fits and response_fits else None
 
-    rows = parse_rows(path, ("prompt", "response"), parse)
+    rows = parse_rows(path, ("prompt", "response"), parse, optional=("tools",))
     limits = f"data.max_prompt_tokens={max_prompt_tokens} or rollout.max_new_tokens={max_response_tokens}"
     return without_dropped(rows, path, limits)
 

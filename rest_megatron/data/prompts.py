@@ -1,13 +1,15 @@
 """Prompts in the rlla schema: chat messages and the ground truth that scores the answers.
 
-A row holds `prompt` (list of {role, content}) and `reward_model` ({ground_truth, ...}); other columns are not read.
+A row holds `prompt` (list of {role, content}) and `reward_model` ({ground_truth, ...}). `tools` is optional: a list in
+OpenAI's form, or its JSON, for the chat template to announce; without it the messages name the tools. Other columns
+are not read.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rest_megatron.data.chat import read_messages, render, require_chat_template
+from rest_megatron.data.chat import read_messages, read_tools, render, require_chat_template
 from rest_megatron.data.lengths import fits, without_dropped
 from rest_megatron.data.rows import BadRow, describe, field, parse_rows, text
 
@@ -45,12 +47,12 @@ def load_prompts(
     def parse(index: int, row: dict) -> Prompt | None:
         messages = read_messages(row)
         ground_truth = _read_ground_truth(row, validate)
-        token_ids = render(messages, tokenizer)
+        token_ids = render(messages, tokenizer, read_tools(row))
         if not fits("prompt", token_ids, max_prompt_tokens, "data.max_prompt_tokens", overlong):
             return None
         return Prompt(index, messages, ground_truth, token_ids)
 
-    rows = parse_rows(path, ("prompt", "reward_model"), parse)
+    rows = parse_rows(path, ("prompt", "reward_model"), parse, optional=("tools",))
     return without_dropped(rows, path, f"data.max_prompt_tokens={max_prompt_tokens}")
 
 

@@ -1,7 +1,7 @@
 """Rows of a .parquet, .jsonl or .json file, parsed one by one; bad rows are reported together."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,31 +19,67 @@ class BadRow(ValueError):
 
 
 def parse_rows(
-    path: str | Path, columns: tuple[str, ...], parse: Callable[[int, dict], Parsed | None]
+    path: str | Path,
+    columns: tuple[str, ...],
+    parse: Callable[[int, dict], Parsed | None],
+    optional: tuple[str, ...] = (),
 ) -> list[Parsed | None]:
     """Return `parse(row number, row)` of every row, in file order; row numbers count from 0.
 
-    columns: the fields `parse` needs; parquet files are read no further.
+    columns, optional: the fields `parse` needs and those it uses; parquet files are read no further.
     Raises DataError when the file cannot be read or holds no row, and, naming the first few of them, when `parse`
     raised BadRow or a line is not JSON.
     """
-    path = Path(path)
-    rows = _read(path, columns)
-    if not rows:
-        raise DataError(f"{path} holds no rows; at least one is needed")
+    rows = read_rows(path, columns + optional)
     parsed, faults = [], []
     for index, (where, row) in enumerate(rows):
         try:
-            if isinstance(row, BadRow):
-                raise row
-            if not isinstance(row, dict):
-                raise BadRow(f"is {describe(row)}, must be an object with the fields {', '.join(columns)}")
-            parsed.append(parse(index, row))
+            parsed.append(parse(index, as_object(row, columns)))
         except BadRow as fault:
             faults.append(f"{where}: {fault}")
     if faults:
-        raise DataError(_report(path, faults, len(rows)))
+        title = f"{path}: {len(faults)} of {len(rows)} rows cannot be used (rows count from 0, lines from 1)"
+        raise DataError("\n".join([title, *first_faults(faults)]))
     return parsed
+
+
+def read_rows(path: str | Path, columns: tuple[str, ...] | None = None) -> list[tuple[str, object]]:
+    """Return each row with the words that say where it is; a line that is not JSON comes as a BadRow.
+
+    columns: parquet files are read no further; None reads all.
+    Raises DataError when the file cannot be read or holds no row.
+    """
+    path = Path(path)
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path} ends in {path.suffix!r}; rows are read from {', '.join(readers)}")
+    if not path.is_file():
+        raise DataError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        rows = reader(path, columns)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise DataError(f"{path} holds no rows; at least one is needed")
+    return rows
+
+
+def as_object(row: object, columns: tuple[str, ...] = ()) -> dict:
+    """The row of `read_rows`; BadRow when it is one, or no object. columns: what it should hold, for the message."""
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        fields = f" with the fields {', '.join(columns)}" if columns else ""
+        raise BadRow(f"is {describe(row)}, must be an object{fields}")
+    return row
+
+
+def first_faults(faults: Sequence[str]) -> list[str]:
+    """The first few of them as indented lines, and how many more there are."""
+    lines = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
+    more = len(faults) - FAULTS_SHOWN
+    return lines + [f"  and {more} more"] if more > 0 else lines
 
 
 def field(row: dict, name: str, kind: type) -> object:
@@ -75,41 +111,19 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {shown[:60]}{'...' if len(shown) > 60 else ''}"
 
 
-def _report(path: Path, faults: list[str], total: int) -> str:
-    lines = [f"{path}: {len(faults)} of {total} rows cannot be used (rows count from 0, lines from 1)"]
-    lines += [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
-    if len(faults) > FAULTS_SHOWN:
-        lines.append(f"  and {len(faults) - FAULTS_SHOWN} more")
-    return "\n".join(lines)
-
-
-def _read(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
-    """Each row with the words that say where it is. A line that is no JSON comes as the BadRow that says so."""
-    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
-    reader = readers.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path} ends in {path.suffix!r}; rows are read from {', '.join(readers)}")
-    if not path.is_file():
-        raise DataError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-    try:
-        return reader(path, columns)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
 def _numbered(rows: Iterable[object]) -> list[tuple[str, object]]:
     return [(f"row {index}", row) for index, row in enumerate(rows)]
 
 
-def _read_parquet(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+def _read_parquet(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
     try:
         with pq.ParquetFile(path) as file:
-            return _numbered(file.read(columns=list(columns)).to_pylist())
+            return _numbered(file.read(columns=columns and list(columns)).to_pylist())
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
 
 
-def _read_json(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+def _read_json(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -119,7 +133,7 @@ def _read_json(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]
     return _numbered(rows)
 
 
-def _read_jsonl(path: Path, columns: tuple[str, ...]) -> list[tuple[str, object]]:
+def _read_jsonl(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
     """One row per line; blank lines are skipped. Lines end at LF only: U+2028 and the like are text."""
     lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
     written = [(number, line) for number, line in lines if line.strip()]

@@ -86,3 +86,13 @@ def test_a_tokenizer_without_an_end_of_turn_token_is_refused(write):
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="eos_token"):
         load_demonstrations(write(RESPONSE), tokenizer, **LIMITS)
+
+
+def test_tools_of_a_row_are_announced_by_the_template(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.name }};{% endfor %}{{ messages[0].content }}"
+    row = {"prompt": [{"role": "user", "content": "hello"}], "response": RESPONSE}
+    path = tmp_path / "sft.jsonl"
+    path.write_text(json.dumps(row | {"tools": '[{"name": "f"}]'}) + "\n" + json.dumps(row) + "\n")
+    shown = [tokenizer.decode(row.prompt_ids) for row in load_demonstrations(path, tokenizer, **LIMITS)]
+    assert shown == ["f;hello", "hello"]

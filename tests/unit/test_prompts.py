@@ -106,6 +106,9 @@ def test_jsonl_lines_end_at_line_feeds_only(tmp_path, tokenizer):
         (row() | {"prompt": [{"role": "usr", "content": "x"}]}, ["role 'usr'", "system, user, assistant, tool"]),
         (row() | {"prompt": [{"role": "user", "content": "x", "tool_calls": [1]}]}, ["field 'tool_calls'"]),
         (row() | {"prompt": [{"role": "assistant", "content": "x"}]}, ["last message", "assistant"]),
+        (row() | {"tools": "[{"}, ["'tools' is not valid JSON"]),
+        (row() | {"tools": {"name": "f"}}, ["'tools' is dict", "must be a list of objects"]),
+        (row() | {"tools": ["f"]}, ["'tools' is list ['f']", "must be a list of objects"]),
         ([1, 2], ["is list [1, 2], must be an object with the fields prompt, reward_model"]),
     ],
 )
@@ -209,6 +212,33 @@ def test_messages_the_template_refuses_are_a_bad_row(tmp_path, bare_tokenizer):
     assert "row 0 (line 1): the chat template refuses the messages: no system message, please" in message
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("dump", [json.dumps, list], ids=["JSON", "list"])
+def test_tools_of_a_row_are_announced_by_the_template(tmp_path, bare_tokenizer, suffix, dump):
+    bare_tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}{{ messages[0].content }}"
+    )
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    path = write(tmp_path / f"p{suffix}", [row(tools=dump(tools)), row(tools=None), row(tools=dump([]))])
+    shown = [bare_tokenizer.decode(p.token_ids) for p in load_prompts(path, bare_tokenizer, max_prompt_tokens=64)]
+    assert shown == ["f;g;weather in Paris", "weather in Paris", "weather in Paris"]
+
+
+def test_an_earlier_thought_that_the_template_drops_is_a_bad_row_with_the_fix(tmp_path, bare_tokenizer):
+    dialogue = [
+        {"role": "user", "content": "weather in Paris"},
+        {"role": "assistant", "content": "<think> the tool knows </think>\n<tool_call>\n{}\n</tool_call>"},
+        {"role": "tool", "content": ""},
+    ]
+    path = write(tmp_path / "p.jsonl", [row(), row() | {"prompt": dialogue}])
+    kept = load_prompts(path, bare_tokenizer, max_prompt_tokens=64)[1]
+    assert "the tool knows" in bare_tokenizer.decode(kept.token_ids)
+    bare_tokenizer.chat_template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    message = refusal(path, bare_tokenizer)
+    assert "1 of 2 rows" in message and "row 1 (line 2): the chat template drops the thought of prompt[1]" in message
+    assert "data.chat_template=keep_thinking" in message
+
+
 @pytest.mark.parametrize(
     ("attribute", "fix"), [("chat_template", "chat_template.jinja"), ("eos_token", "tokenizer_config.json")]
 )
@@ -219,11 +249,28 @@ def test_a_tokenizer_without_template_or_end_of_turn_is_refused_with_the_fix(tmp
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real rlla rows are not beside the checkout")
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 @pytest.mark.parametrize(("name", "count"), [("rlla_train_sample.parquet", 157), ("test.parquet", 80)])
-def test_real_rlla_rows_load(tokenizer, name, count):
-    prompts = load_prompts(SHARED / name, tokenizer, max_prompt_tokens=100_000, validate=parse_ground_truth)
+def test_real_rlla_rows_load(tmp_path, tokenizer, name, count, suffix):
     raw = pq.read_table(SHARED / name).to_pylist()
+    path = write(tmp_path / f"p{suffix}", raw) if suffix == ".jsonl" else SHARED / name
+    prompts = load_prompts(path, tokenizer, max_prompt_tokens=100_000, validate=parse_ground_truth)
     assert len(prompts) == count
     assert [[m["role"] for m in p.messages] for p in prompts] == [["system", "user"]] * count
     assert [p.messages[1]["content"] for p in prompts] == [r["extra_info"]["input"] for r in raw]
     assert [p.ground_truth for p in prompts] == [r["extra_info"]["output"] for r in raw]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real rlla rows are not beside the checkout")
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_bad_rows_among_real_ones_are_named_with_their_numbers(tmp_path, tokenizer, suffix):
+    raw = pq.read_table(SHARED / "test.parquet").to_pylist()
+    raw[7]["reward_model"]["ground_truth"] = "<think> x </think>\n<tool_call>\n{'name'\n</tool_call>"
+    raw[41]["prompt"][1]["content"] = None
+    raw[79]["prompt"] = []
+    path = write(tmp_path / f"p{suffix}", raw)
+    message = refusal(path, tokenizer, max_prompt_tokens=100_000, validate=parse_ground_truth)
+    assert "3 of 80 rows" in message
+    rows = [7, 41, 79]
+    where = [f"row {row}:" if suffix == ".parquet" else f"row {row} (line {row + 1}):" for row in rows]
+    assert all(words in message for words in where), message

@@ -1,0 +1,52 @@
+"""ToolACE (Hugging Face Team-ACE/ToolACE): {system, conversations: [{from, value}]}.
+
+The tools are a JSON list inside the system message; calls are an assistant's text in brackets, see `bracket_calls`.
+"""
+
+import json
+
+from rest_megatron.data.convert.bracket_calls import parse_calls
+from rest_megatron.data.convert.dialogue import Action, Dialogue, Query, Results, Tool, Turn, Turns
+from rest_megatron.data.convert.fields import read_tools
+from rest_megatron.data.convert.sharegpt import read_conversations
+from rest_megatron.data.rows import BadRow, text
+
+TOOLS_MARK = "invoke:"  # ends the sentence in front of the list
+
+
+def read(record: dict) -> Dialogue:
+    """The dialogue of one record. The system message is all about tools and their notation, nothing of it stays."""
+    tools = read_tools(_tool_list(text(record, "system")), "the tools in system")
+    turns = Turns()
+    for speaker, value in read_conversations(record):
+        turns.add(_turn(speaker, value, tools))
+    return Dialogue(tools, turns.done(), str(record.get("id") or ""))
+
+
+def _tool_list(system: str) -> object:
+    before, marked, after = system.partition(TOOLS_MARK)
+    listed = after if marked else before
+    start = listed.find("[")
+    if start < 0:
+        raise BadRow("field 'system' has no JSON list of tools")
+    try:
+        return json.JSONDecoder().raw_decode(listed, start)[0]
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"the tools in system are not valid JSON: {error}") from None
+
+
+def _turn(speaker: str, value: str, tools: tuple[Tool, ...]) -> Turn:
+    if speaker in ("user", "human"):
+        return Query(value)
+    if speaker in ("assistant", "gpt"):
+        names = [tool.name for tool in tools]
+        return Action(calls=parse_calls(value, names)) if _is_call(value, names) else Action(response=value)
+    if speaker == "tool":
+        return Results((value,))
+    raise BadRow(f"has a message from {speaker!r}, must be one of user, human, assistant, gpt, tool")
+
+
+def _is_call(value: str, names: list[str]) -> bool:
+    """Whether a text means to be calls, well-formed or not: "[Note] ..." is a text."""
+    head = value[1:].lstrip()
+    return value.startswith("[") and (value.endswith(")]") or any(head.startswith(f"{name}(") for name in names))

@@ -1,0 +1,27 @@
+"""Writing a file that appears, or changes, only once it is complete."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rest_megatron.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a file to write beside `path`, whose place it takes at the end; an error leaves nothing behind.
+
+    Raises DataError when it cannot be written.
+    """
+    target = path.resolve()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        if target.exists() and not target.is_file():
+            raise DataError(f"output={path} is not a file; name one that may be replaced")
+        yield part
+        os.replace(part, target)
+    except OSError as error:
+        raise DataError(f"output={path} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)

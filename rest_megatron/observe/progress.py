@@ -1,10 +1,10 @@
-"""One line per training step on the terminal."""
+"""What the terminal shows: one line per training step, tables, and nothing that steers it."""
 
 import math
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -24,6 +24,7 @@ COLUMNS = (
     ("tok/s", "rollout/tokens_per_second", "{:.0f}"),
     ("gnorm", "actor/grad_norm", "{:.3g}"),
 )
+ALARMS = (("SHORT ANSWERS", "alarm/short_answers"), ("FORMAT HACKING", "alarm/format_hacking"))
 # Control, format (bidirectional, zero-width), surrogate, private and unassigned characters.
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
 
@@ -36,9 +37,10 @@ def clean(text: str) -> str:
 def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: float | None) -> str:
     """The line of one step; remaining: estimated seconds to the end, None when unknown.
 
-    What was not measured, a missing metric or NaN, is left out; an infinite gradient norm is shown.
+    What was not measured, a missing metric or NaN, is left out; an infinite gradient norm is shown. Alarms that last
+    come before the metrics, where a narrow terminal shows them.
     """
-    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    parts = [f"step {step:>{len(str(total))}}/{total}", *(label for label, name in ALARMS if metrics.get(name))]
     shown = [(label, text, metrics.get(name, math.nan)) for label, name, text in COLUMNS]
     parts += [f"{label} {text.format(value)}" for label, text, value in shown if not math.isnan(value)]
     if "time/step" in metrics:
@@ -56,6 +58,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of a width: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in (header, *rows)
+    ]
+    return "\n".join("  ".join(line) for line in lines)
 
 
 class ProgressLine:

@@ -1,8 +1,5 @@
 """The report of a finished run: curves as report.png, and report.html, which needs no other file and no network."""
 
-import base64
-import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +8,9 @@ import yaml
 
 from rest_megatron.errors import DataError
 from rest_megatron.observe.metrics import EVALUATIONS, METRICS, read_rows
-from rest_megatron.observe.progress import clean, duration
+from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
+from rest_megatron.observe.progress import duration
+from rest_megatron.observe.regions import REGIONS
 
 HELD_OUT = {
     "reward": "reward/mean",
@@ -22,17 +21,29 @@ HELD_OUT = {
     "exact answers": "reward/exact",
     "answer length": "rollout/length",
 }
-REGIONS = ("format", "tool_name", "parameters", "cot")
 # Title, scale, label -> metric. Region entropies differ by two orders of magnitude.
 PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("reward", "linear", {"mean": "reward/mean", "correctness": "reward/correctness"}),
     ("accuracy", "linear", {label: HELD_OUT[label] for label in list(HELD_OUT)[1:6]}),
     ("entropy by region (nats)", "log", {name: f"entropy/{name}" for name in REGIONS}),
     ("weight by region", "linear", {name: f"weight/{name}" for name in REGIONS}),
+    ("share of the weight by region", "linear", {name: f"weight_mass/{name}" for name in REGIONS}),
+    ("clip fraction by region", "linear", {name: f"clip_fraction/{name}" for name in REGIONS}),
     ("answer length (tokens)", "linear", {"mean": "rollout/length"}),
     ("gradient norm", "linear", {"before clipping": "actor/grad_norm"}),
+    (
+        "gradient variance over groups",
+        "log",
+        {
+            "these weights": "gradient_variance/weights/variance",
+            "uniform": "gradient_variance/uniform/variance",
+            "these weights / squared mean": "gradient_variance/weights/relative",
+            "uniform / squared mean": "gradient_variance/uniform/relative",
+        },
+    ),
 )
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+COLUMNS = 3
+FEW_POINTS = 50
 FACTS = (
     ("model", "model", "path"),
     ("method", "method", "preset"),
@@ -43,34 +54,13 @@ FACTS = (
     ("learning rate", "optim", "lr"),
     ("seed", "run", "seed"),
 )
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .25rem 1.25rem .25rem 0; border-bottom: 1px solid #ddd; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-img {{ width: 100%; }} pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
+BODY = """\
 {held_out}
 <h2>Training</h2>
-<img alt="Reward, accuracy, entropy, weights, length and gradient norm over steps"
-     src="data:image/png;base64,{png}">
+{curves}
 <h2>Run</h2>
 {facts}
-<details><summary>Configuration</summary><pre>{config}</pre></details>
-</body>
-</html>
-"""
+<details><summary>Configuration</summary><pre>{config}</pre></details>"""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -86,15 +76,14 @@ def write_report(run_dir: Path) -> Path:
     config = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
     png = _draw(rows, evaluations)
     (run_dir / "report.png").write_bytes(png)
-    page = PAGE.format(
-        title=_escape(f"Run {run_dir.resolve().name}"),
+    body = BODY.format(
         held_out=_held_out_section(evaluations),
-        png=base64.b64encode(png).decode("ascii"),
-        facts=_table((), _facts(rows, config)),
-        config=_escape(config),
+        curves=image(png, "Over steps: " + ", ".join(title for title, _, _ in PANELS)),
+        facts=table((), _facts(rows, config)),
+        config=escape(config),
     )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(f"Run {run_dir.resolve().name}", body), encoding="utf-8")
     return path
 
 
@@ -119,7 +108,7 @@ def _held_out_section(evaluations: Sequence[dict]) -> str:
         return "<p>No held-out prompts were evaluated (data.eval).</p>"
     first, last = evaluations[0], evaluations[-1]
     title = f"<h2>Held-out prompts, before and after {last['step']} steps</h2>"
-    return title + _table(("", "before", "after", "change"), _compare(first, last))
+    return title + table(("", "before", "after", "change"), _compare(first, last))
 
 
 def _facts(rows: Sequence[dict], config: str) -> list[tuple[str, str]]:
@@ -142,30 +131,15 @@ def _values(rows: Sequence[dict], name: str) -> list[float]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "<tr>" + "".join(f"<th>{_escape(name)}</th>" for name in header) + "</tr>" if header else ""
-    body = "".join(
-        f"<tr><td>{_escape(row[0])}</td>"
-        + "".join(f'<td class="number">{_escape(cell)}</td>' for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table>{head}{body}</table>"
-
-
-def _escape(text: str) -> str:
-    return html.escape(clean(text))
-
-
 def _draw(rows: Sequence[dict], evaluations: Sequence[dict]) -> bytes:
     """The panels that have data, as a PNG. Lines are training steps, dots are held-out prompts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 10), layout="constrained")
-    FigureCanvasAgg(figure)
+    panels = [panel for panel in PANELS if any(_values(rows, name) for name in panel[2].values())]
+    count = max(1, -(-len(panels) // COLUMNS))
+    figure, every = subplots(count, COLUMNS, (16, 3.4 * count))
     figure.suptitle("lines: training steps    dots: held-out prompts", fontsize=10)
-    for axes, (title, scale, series) in zip(figure.subplots(3, 2).flat, PANELS, strict=True):
+    for axes in every[len(panels) :]:
+        axes.remove()
+    for axes, (title, scale, series) in zip(every, panels, strict=False):
         axes.set_title(title, fontsize=11)
         for color, (label, name) in zip(COLORS, series.items(), strict=False):
             _plot(axes, rows, name, label, linestyle="-", linewidth=1.4, color=color)
@@ -173,17 +147,14 @@ def _draw(rows: Sequence[dict], evaluations: Sequence[dict]) -> bytes:
         if any(value > 0 for name in series.values() for value in _values(rows, name)):
             axes.set_yscale(scale)
         axes.set_xlabel("step", fontsize=9)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1 and axes.lines:
             axes.legend(fontsize=8, frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    return image.getvalue()
+    return to_png(figure)
 
 
 def _plot(axes, rows: Sequence[dict], name: str, label: str, **style) -> None:
     points = [(row["step"], math.nan if row[name] is None else row[name]) for row in rows if name in row]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, label=label or None, **style)
+        dots = {"marker": "."} if len(points) < FEW_POINTS else {}  # a line through one point shows nothing
+        axes.plot(steps, values, label=label or None, **dots | style)

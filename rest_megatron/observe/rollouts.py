@@ -1,7 +1,7 @@
 """What a step's answers look like: their metrics, and a dump of every one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -10,11 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.parallel import Parallel
+from rest_megatron.answers import answer_bytes
+from rest_megatron.collecting import Experience
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import zero_variance_groups
+from rest_megatron.method.regions import Region
 from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
-from rest_megatron.scoring import answer_bytes
 
 
 def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
@@ -25,14 +27,15 @@ def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def rollout_metrics(samples: Sequence[Sample], totals: Tensor, seconds: float) -> dict[str, float]:
-    """Length and end of the answers, speed of sampling, and the share of groups that teach nothing.
-
-    totals: rewards [prompts, group_size]; seconds: how long sampling took.
-    """
+def rollout_metrics(experience: Experience) -> dict[str, float]:
+    """Length and end of the answers, speed of sampling, groups that teach nothing, and groups trained on."""
+    samples = [sample for group in experience.groups for sample in group]
     return length_metrics(samples) | {
-        "rollout/tokens_per_second": sum(len(s.token_ids) for s in samples) / seconds,
-        "rollout/zero_variance_groups": float(zero_variance_groups(totals).double().mean()),
+        "rollout/tokens_per_second": sum(len(s.token_ids) for s in samples) / experience.seconds,
+        "rollout/answers": float(len(samples)),
+        "rollout/zero_variance_groups": float(zero_variance_groups(experience.totals).double().mean()),
+        "rollout/groups_trained": float(experience.num_trained),
+        "rollout/rounds": float(experience.rounds),
     }
 
 
@@ -49,22 +52,47 @@ def log_prob_difference(log_probs: Tensor, rollout_log_probs: Tensor, parallel: 
 def dump_rollouts(
     run_dir: Path,
     step: int,
-    prompts: Sequence[Prompt],
-    groups: Sequence[Sequence[Sample]],
-    scores: Sequence[Sequence[Score]],
-    advantages: Tensor,
+    experience: Experience,
     token_table: Sequence[bytes],
+    vectors: Mapping[int, Mapping[str, list]],
 ) -> None:
     """Write every answer of a step with its score to run_dir/rollouts/step-N.jsonl, one row per answer.
 
-    advantages: [answers], prompt after prompt.
+    vectors: what is known of each token of an answer, by the answer's number; nothing for one not trained on.
     """
-    directory = run_dir / "rollouts"
-    directory.mkdir(exist_ok=True)
-    answers = [answer for rows in zip(prompts, groups, scores, strict=True) for answer in _answers(*rows)]
-    with open(directory / f"step-{step}.jsonl", "w", encoding="utf-8") as file:
-        for (prompt, sample, score), advantage in zip(answers, advantages.tolist(), strict=True):
-            row = {
+    rows = answer_rows(experience.prompts, experience.groups, experience.scores, token_table)
+    advantages = experience.advantages.flatten().tolist()
+    _write(
+        run_dir / "rollouts" / f"step-{step}.jsonl",
+        (
+            row | {"advantage": advantage} | _named_regions(vectors.get(number, {}))
+            for number, (row, advantage) in enumerate(zip(rows, advantages, strict=True))
+        ),
+    )
+
+
+def dump_evaluation(
+    run_dir: Path,
+    step: int,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Sample]],
+    scores: Sequence[Sequence[Score]],
+    token_table: Sequence[bytes],
+) -> None:
+    """Write the answers to the held-out prompts after `step` steps to run_dir/rollouts/eval-N.jsonl."""
+    _write(run_dir / "rollouts" / f"eval-{step}.jsonl", answer_rows(prompts, groups, scores, token_table))
+
+
+def answer_rows(
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Sample]],
+    scores: Sequence[Sequence[Score]],
+    token_table: Sequence[bytes],
+) -> Iterator[dict]:
+    """One row per answer, prompt after prompt: the prompt's row number, the answer and its score."""
+    for prompt, group, own in zip(prompts, groups, scores, strict=True):
+        for sample, score in zip(group, own, strict=True):
+            yield {
                 "prompt": prompt.index,
                 "ids": sample.token_ids,
                 "log_probs": sample.log_probs,
@@ -76,10 +104,14 @@ def dump_rollouts(
                 "correctness": score.correctness,
                 "parts": score.parts,
                 "reason": score.reason,
-                "advantage": advantage,
             }
-            file.write(json.dumps(row) + "\n")
 
 
-def _answers(prompt: Prompt, group: Sequence[Sample], scores: Sequence[Score]) -> list[tuple[Prompt, Sample, Score]]:
-    return [(prompt, sample, score) for sample, score in zip(group, scores, strict=True)]
+def _write(path: Path, rows: Iterable[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _named_regions(vectors: Mapping[str, list]) -> dict[str, list]:
+    return {**vectors, "regions": [Region(r).name.lower() for r in vectors["regions"]]} if vectors else {}

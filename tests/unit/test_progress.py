@@ -5,7 +5,9 @@ import io
 import pytest
 
 from rest_megatron.config import load
-from rest_megatron.observe.progress import ProgressLine, clean, duration, format_line, open_progress
+from rest_megatron.config.schema import AlarmsConfig
+from rest_megatron.observe.alarms import Alarms
+from rest_megatron.observe.progress import ALARMS, ProgressLine, clean, duration, format_line, open_progress, text_table
 
 METRICS = {
     "reward/mean": 2.3456,
@@ -38,6 +40,23 @@ def test_a_line_leaves_out_what_a_step_does_not_have():
     assert format_line(1, 9, {"actor/loss": 0.5}, None) == "step 1/9  loss 0.5000"
     unseen = {"entropy/cot": float("nan"), "actor/grad_norm": float("inf")}
     assert format_line(1, 9, unseen, None) == "step 1/9  gnorm inf"
+
+
+def test_a_line_begins_with_the_alarms_that_last():
+    assert format_line(7, 9, {"alarm/short_answers": 1.0, "alarm/format_hacking": 0.0, "actor/loss": 0.5}, None) == (
+        "step 7/9  SHORT ANSWERS  loss 0.5000"
+    )
+    assert "FORMAT HACKING" in format_line(7, 9, {"alarm/format_hacking": 1.0}, None)
+
+
+def test_alarms_on_the_line_are_those_there_are():
+    assert {name for _, name in ALARMS} == Alarms(AlarmsConfig()).metrics.keys()
+
+
+def test_a_table_aligns_names_to_the_left_and_numbers_to_the_right():
+    assert text_table(("", "count"), [("a", "5"), ("long name", "12345678")]) == (
+        "              count\na                 5\nlong name  12345678"
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,25 @@ def test_every_panel_is_drawn_from_its_metrics(run_dir, monkeypatch):
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in held_out] == [([0, 2, 3], [1.0, 9.0, 3.25])]
 
 
+def test_a_panel_that_was_not_measured_is_left_out_and_a_single_point_shows(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    rows = [
+        {"step": 1, "reward/mean": 1.0, "clip_fraction/cot": None},
+        {"step": 2, "gradient_variance/uniform/variance": 3.0},
+    ]
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    write_report(tmp_path)
+    first, second = figures[0].axes
+    assert [first.get_title(), second.get_title()] == ["reward", "gradient variance over groups"]
+    assert [(line.get_marker(), list(line.get_ydata())) for axes in (first, second) for line in axes.lines] == [
+        (".", [1.0]),
+        (".", [3.0]),
+    ]
+
+
 @pytest.mark.parametrize("row", [{"step": 1}, {"step": 1, "actor/loss": 0.5}, {"step": 1, "entropy/cot": 0.0}])
 def test_a_run_with_few_metrics_and_no_evaluation_has_a_report(tmp_path, row):
     write_rows(tmp_path / "metrics.jsonl", [row])

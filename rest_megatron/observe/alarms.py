@@ -1,0 +1,137 @@
+"""Alarms for two ways in which a run goes wrong quietly: answers that grow short, and format without correctness."""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
+
+from rest_megatron.config.schema import AlarmsConfig
+
+SHORT, HACKING = "short_answers", "format_hacking"
+LENGTH = ("rollout/length",)
+FORMAT = ("reward/format",)
+ACCURACY = ("reward/name", "reward/parameter_names", "reward/parameter_values")
+
+
+@dataclass
+class _State:
+    """The last window of each quantity, and what the windows before are remembered by."""
+
+    lengths: list[float] = field(default_factory=list)
+    formats: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    first_length: float | None = None
+    best_accuracy: float = 0.0
+    steps_since_best: int = 0
+    active: list[str] = field(default_factory=list)
+
+
+class Alarms:
+    """Watches the metrics of a run; `to_dict` and `from_dict` carry it through a checkpoint.
+
+    short_answers: the mean length over the last alarms.window steps is below alarms.min_length_ratio of that of the
+    run's first window.
+    format_hacking: over the last window the format rate is above alarms.format_high, the mean of the accuracy parts
+    (name, parameter names, parameter values) is below alarms.correctness_low, and it has not risen: no window that
+    ended in the last alarms.window steps has a better mean than all before. What ends it must be better than the best
+    by three standard errors of the window's mean, which noise seldom is.
+    A step that lacks a metric of an alarm, as with a reward of the user's own, leaves that alarm as it is.
+    """
+
+    def __init__(self, settings: AlarmsConfig):
+        self._settings = settings
+        self._state = _State()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """alarm/short_answers and alarm/format_hacking: 1 while the alarm lasts, else 0."""
+        return {f"alarm/{name}": float(name in self._state.active) for name in (SHORT, HACKING)}
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Take the metrics of one step, counted from 1; returns a message for each alarm that begins or ends."""
+        return [*self._watch_length(step, metrics), *self._watch_format(step, metrics)]
+
+    def to_dict(self) -> dict:
+        """The state as plain JSON."""
+        return asdict(self._state)
+
+    @classmethod
+    def from_dict(cls, settings: AlarmsConfig, state: Mapping) -> "Alarms":
+        """The alarms that `to_dict` describes; they go on exactly as those would have."""
+        alarms = cls(settings)
+        alarms._state = _State(**deepcopy(dict(state)))
+        return alarms
+
+    def _watch_length(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        state, ratio = self._state, self._settings.min_length_ratio
+        if not _measured(metrics, LENGTH) or not self._push(state.lengths, metrics[LENGTH[0]]):
+            return []
+        mean = fmean(state.lengths)
+        if state.first_length is None:
+            state.first_length = mean
+        short = mean < ratio * state.first_length
+        numbers = (
+            f"over {self._settings.window} steps {mean:.1f} tokens, {'below' if short else 'at least'} "
+            f"{ratio:g} x the {state.first_length:.1f} of the first (alarms.min_length_ratio)"
+        )
+        return self._switch(
+            SHORT,
+            short,
+            begins=f"alarm at step {step}: answers grow short: {numbers}\n"
+            f"  Read rollouts/step-{step}.jsonl. Where short answers score as well as long ones, look at the reward; "
+            "else lower optim.lr, or raise weights.clamp_min so that thoughts keep their weight",
+            ends=f"alarm ends at step {step}: answers are no longer short: {numbers}",
+        )
+
+    def _watch_format(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        state, settings = self._state, self._settings
+        if not _measured(metrics, FORMAT + ACCURACY):
+            return []
+        full = self._push(state.formats, metrics[FORMAT[0]])
+        self._push(state.accuracies, fmean(metrics[name] for name in ACCURACY))
+        if not full:
+            return []
+        format_rate, accuracy = fmean(state.formats), fmean(state.accuracies)
+        margin = 3 * _standard_error(state.accuracies) if HACKING in state.active else 0.0
+        if accuracy > state.best_accuracy + margin:
+            state.best_accuracy, state.steps_since_best = accuracy, 0
+        else:
+            state.steps_since_best += 1
+        stalled = accuracy < settings.correctness_low and state.steps_since_best >= settings.window
+        numbers = f"over {settings.window} steps format {format_rate:.2f} and accuracy {accuracy:.2f}"
+        return self._switch(
+            HACKING,
+            stalled and format_rate > settings.format_high,
+            begins=f"alarm at step {step}: format without correctness: {numbers}, which has not risen for "
+            f"{state.steps_since_best} steps (alarms.format_high={settings.format_high:g}, "
+            f"alarms.correctness_low={settings.correctness_low:g})\n"
+            f"  Read rollouts/step-{step}.jsonl for well-formed answers that are wrong. Check that the format alone "
+            "does not earn most of the reward; raise weights.alpha_format, or start from a better supervised model",
+            ends=f"alarm ends at step {step}: no longer format without correctness: {numbers}",
+        )
+
+    def _push(self, values: list[float], value: float) -> bool:
+        """Append `value` and keep the last window; whether that is full."""
+        values.append(value)
+        del values[: -self._settings.window]
+        return len(values) == self._settings.window
+
+    def _switch(self, name: str, on: bool, *, begins: str, ends: str) -> list[str]:
+        active = self._state.active
+        if on == (name in active):
+            return []
+        if on:
+            active.append(name)
+            return [begins]
+        active.remove(name)
+        return [ends]
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of the mean of `values`; 0 for a single one."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _measured(metrics: Mapping[str, float], names: Sequence[str]) -> bool:
+    return all(math.isfinite(metrics.get(name, math.nan)) for name in names)

@@ -1,0 +1,133 @@
+"""Where the weight goes in one answer: its tokens in their order, coloured by weight and marked by region.
+
+As terminal text, and as a static HTML page. The scale of colours is the same for every answer: blue below weight 1,
+orange above, full at 0 and at 2.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from rest_megatron.observe.page import COLORS, escape, page, table
+from rest_megatron.observe.progress import text_table
+from rest_megatron.observe.regions import REGIONS
+from rest_megatron.observe.response import Response
+
+HEADINGS = {"entropy": "entropy", "log_probs": "log-prob", "ratio": "ratio", "clipped": "clipped"}
+LETTERS = dict(zip(REGIONS, "FNPC", strict=True))
+# Select graphic rendition: black on one of the 256 colours, light blue to white to orange; how a region is set.
+BACKGROUNDS = (75, 111, 117, 153, 189, 231, 230, 223, 216, 215, 209)
+RENDITIONS = dict(zip(REGIONS, ("", ";1;4", ";4", ";3"), strict=True))
+LOW, MIDDLE, HIGH = (110, 165, 225), (255, 255, 255), (245, 150, 60)
+STYLE = """\
+.answer { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/2 ui-monospace, monospace; }
+.answer span, .key { border-bottom: 3px solid; padding: 1px 0; }
+.token { white-space: pre; padding: .1rem .4rem; font-family: ui-monospace, monospace; }
+""" + "".join(
+    f".{region} {{ border-color: {color} !important; }}\n" for region, color in zip(REGIONS, COLORS, strict=False)
+)
+
+
+def terminal_text(response: Response, *, colors: bool) -> str:
+    """The answer as text: facts, tokens with their region's letter and weight at each change, sums of each region.
+
+    colors: with ANSI escapes for the weight (background) and the region (bold, underline, italic).
+    """
+    key = ", ".join(f"{LETTERS[region]} {region}" for region in REGIONS)
+    facts = "\n".join(f"{name:<20} {value}" for name, value in response.facts.items())
+    answer = "".join(_terminal_run(*run, colors=colors) for run in _runs(response))
+    sums = text_table(*_region_table(response))
+    return "\n\n".join(block for block in (facts, f"[region weight]: {key}", answer, sums) if block) + "\n"
+
+
+def html_page(response: Response, title: str) -> str:
+    """The answer as a page: facts, tokens, sums of each region, and a table with one row per token."""
+    key = " &nbsp; ".join(f'<span class="key {region}">{region}</span>' for region in REGIONS)
+    scale = "".join(f'<span style="{_background(w / 4)}">&nbsp;{w / 4:g}&nbsp;</span>' for w in range(0, 9, 2))
+    body = [
+        table((), list(response.facts.items())),
+        f"<h2>Answer</h2>\n<p>{key} &nbsp; weight {scale}</p>",
+        f'<div class="answer">{"".join(_span(response, i) for i in range(len(response.ids)))}</div>',
+        f"<h2>Regions</h2>\n{table(*_region_table(response))}",
+        f"<h2>Tokens</h2>\n{_token_table(response)}",
+    ]
+    return page(title, "\n".join(body), STYLE)
+
+
+def _runs(response: Response) -> list[tuple[str, float, str]]:
+    """(region, weight, text) of neighbours with the same region and, to two digits, weight."""
+    tokens = zip(response.regions, response.weights, response.texts, strict=True)
+    runs = groupby(tokens, key=lambda token: (token[0], round(token[1], 2)))
+    return [(*key, "".join(text for _, _, text in run)) for key, run in runs]
+
+
+def _terminal_run(region: str, weight: float, text: str, *, colors: bool) -> str:
+    marker = f"[{LETTERS[region]} {weight:.2f}]"
+    if not colors:
+        return marker + text.replace("↵", "↵\n")
+    level = round(min(weight, 2.0) / 2 * (len(BACKGROUNDS) - 1))
+    start, end = f"\x1b[38;5;16;48;5;{BACKGROUNDS[level]}{RENDITIONS[region]}m", "\x1b[0m"
+    # A colour left on at the end of a line would fill it.
+    return f"\x1b[2m{marker}{end}{start}" + text.replace("↵", f"↵{end}\n{start}") + end
+
+
+def _background(weight: float) -> str:
+    """CSS of a weight's colour."""
+    far, share = (LOW, 1 - weight) if weight < 1 else (HIGH, min(weight, 2.0) - 1)
+    red, green, blue = (round(m + share * (f - m)) for m, f in zip(MIDDLE, far, strict=True))
+    return f"background:rgb({red},{green},{blue})"
+
+
+def _span(response: Response, i: int) -> str:
+    region, weight = response.regions[i], response.weights[i]
+    measures = [
+        f"{HEADINGS[name]} {text}" for name, text in zip(response.measures, _measures(response, i), strict=True) if text
+    ]
+    title = ", ".join([region, f"weight {weight:.3f}", *measures])
+    text = html.escape(response.texts[i]).replace("↵", "↵\n")
+    return f'<span class="{region}" style="{_background(weight)}" title="{escape(title)}">{text}</span>'
+
+
+def _token_table(response: Response) -> str:
+    header = ["token", "id", "region", *(HEADINGS[name] for name in response.measures), "weight"]
+    rows = ["".join(f"<th>{name}</th>" for name in header)]
+    for i, (text, token, region, weight) in enumerate(
+        zip(response.texts, response.ids, response.regions, response.weights, strict=True)
+    ):
+        shown = f'<td class="token {region}" style="{_background(weight)}">{html.escape(text)}</td>'
+        numbers = [str(token), region, *_measures(response, i), f"{weight:.3f}"]
+        rows.append(shown + "".join(f'<td class="number">{cell}</td>' for cell in numbers))
+    return "<table>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def _measures(response: Response, i: int) -> list[str]:
+    """The measures of token i as text, "" for one it lacks."""
+    values = ((name, column[i]) for name, column in response.measures.items())
+    return [
+        "" if math.isnan(value) else ("yes" if value else "no") if name == "clipped" else f"{value:.3f}"
+        for name, value in values
+    ]
+
+
+def _region_table(response: Response) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: tokens and weight of each region with their shares, means of the measures, tokens clipped."""
+    names = [name for name in response.measures if name != "log_probs"]
+    header = ["region", "tokens", "share", "weight", "weight share", *(HEADINGS[name] for name in names)]
+    count, total = len(response.ids), sum(response.weights)
+    rows = []
+    for region in REGIONS:
+        members = [i for i, name in enumerate(response.regions) if name == region]
+        weight = sum(response.weights[i] for i in members)
+        share = f"{weight / total:.3f}" if total else ""
+        summary = [_summary(name, [response.measures[name][i] for i in members]) for name in names]
+        rows.append([region, str(len(members)), f"{len(members) / count:.3f}", f"{weight:.2f}", share, *summary])
+    return header, rows
+
+
+def _summary(name: str, values: Sequence[float]) -> str:
+    """Mean of a measure over the tokens that have it, or how many are clipped; "" where none has."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return ""
+    return str(int(sum(known))) if name == "clipped" else f"{sum(known) / len(known):.3f}"

@@ -1,0 +1,172 @@
+"""What `profile` found, shown: per region entropy, score norm, bound and length (Figure 4 of arXiv 2509.21826).
+
+Three forms of one plain dict: a table for the terminal, profile.json, and profile.html with its picture profile.png.
+The dict holds
+
+    regions            name -> tokens, share (of the tokens), length (mean tokens per answer), entropy (mean, nats),
+                       score_norm (mean 1 - sum_v p_v^2), bound (mean 1 - exp(-H)), score_norm_max_over_bound (largest
+                       token), lm_head (mean (1 - sum_v p_v^2) |h|^2), weight, weight_mass (share of the weight)
+    model, prompts, answers, mean_length
+    reward             name -> mean over answers
+    lemma_2            tokens, violations, mean_ratio (of score norm to bound)
+    gradient_variance  None, or uniform and weights, each: variance, mean_norm_squared, relative, groups
+
+A number that is nan or infinite was not measured.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
+from rest_megatron.observe.progress import text_table
+
+# Heading, key in a region, format.
+COLUMNS = (
+    ("tokens", "tokens", "{:d}"),
+    ("share", "share", "{:.3f}"),
+    ("length", "length", "{:.1f}"),
+    ("entropy", "entropy", "{:.4f}"),
+    ("score norm", "score_norm", "{:.4f}"),
+    ("bound", "bound", "{:.4f}"),
+    ("max/bound", "score_norm_max_over_bound", "{:.3f}"),
+    ("lm head", "lm_head", "{:.4g}"),
+    ("weight", "weight", "{:.3f}"),
+    ("weight share", "weight_mass", "{:.3f}"),
+)
+VARIANCE_COLUMNS = ("token weights", "variance", "|mean|^2", "relative", "groups")
+LEGEND = """\
+score norm: mean of 1 - sum p^2, the exact E||s_t||^2; bound: mean of 1 - exp(-H); lm head: mean of (1 - sum p^2) |h|^2;
+max/bound: the largest ratio of score norm to bound at one token, at most 1 (Lemma 2)"""
+VARIANCE_NOTE = """\
+variance: of the gradient of one group of answers around the mean over groups; relative: variance over the squared norm
+of that mean (noise to signal). Token weights change the expected gradient, so a smaller variance alone can be a smaller
+gradient: read both."""
+UNKNOWN = "-"
+
+
+def profile_table(profile: Mapping) -> str:
+    """The profile as text: facts, a table of regions, Lemma 2, and the gradient's variance when it was measured."""
+    blocks = ["  ".join(f"{name} {value}" for name, value in _facts(profile))]
+    blocks.append(text_table(("region", *(heading for heading, _, _ in COLUMNS)), _region_rows(profile)))
+    blocks += [LEGEND, _lemma_2(profile)]
+    if profile["gradient_variance"]:
+        blocks += [text_table(VARIANCE_COLUMNS, _variance_rows(profile)), _saved(profile), VARIANCE_NOTE]
+    return "\n\n".join(blocks)
+
+
+def write_profile(directory: Path, profile: Mapping) -> Path:
+    """Write profile.json (what is not finite becomes null), profile.png and profile.html; returns the latter."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(profile), indent=2, allow_nan=False)
+    (directory / "profile.json").write_text(text + "\n", encoding="utf-8")
+    png = _draw(profile)
+    (directory / "profile.png").write_bytes(png)
+    path = directory / "profile.html"
+    path.write_text(page("Profile", _body(profile, png)), encoding="utf-8")
+    return path
+
+
+def _body(profile: Mapping, png: bytes) -> str:
+    parts = [
+        table((), _facts(profile)),
+        "<h2>Regions</h2>",
+        image(png, "Entropy, score norm beside its bound, and length of each region"),
+        table(("region", *(heading for heading, _, _ in COLUMNS)), _region_rows(profile)),
+        f"<p>{escape(LEGEND)}</p><p>{escape(_lemma_2(profile))}</p>",
+    ]
+    if profile["gradient_variance"]:
+        parts += [
+            "<h2>Gradient variance</h2>",
+            table(VARIANCE_COLUMNS, _variance_rows(profile)),
+            f"<p>{escape(_saved(profile))}</p><p>{escape(VARIANCE_NOTE)}</p>",
+        ]
+    return "\n".join(parts)
+
+
+def _facts(profile: Mapping) -> list[tuple[str, str]]:
+    facts = [(name, str(profile[name])) for name in ("model", "prompts", "answers")]
+    facts.append(("mean length", _number(profile["mean_length"], "{:.1f}")))
+    return facts + [(name, _number(value, "{:.3f}")) for name, value in profile["reward"].items()]
+
+
+def _region_rows(profile: Mapping) -> list[tuple[str, ...]]:
+    return [
+        (name, *(_number(region[key], form) for _, key, form in COLUMNS)) for name, region in profile["regions"].items()
+    ]
+
+
+def _lemma_2(profile: Mapping) -> str:
+    lemma = profile["lemma_2"]
+    return (
+        f"Lemma 2, 1 - sum p^2 <= 1 - exp(-H): {lemma['violations']} of {lemma['tokens']} tokens break it; "
+        f"the score norm is {_number(lemma['mean_ratio'], '{:.3f}')} of its bound on average"
+    )
+
+
+def _variance_rows(profile: Mapping) -> list[tuple[str, ...]]:
+    rows = [("uniform", profile["gradient_variance"]["uniform"]), ("these", profile["gradient_variance"]["weights"])]
+    return [
+        (
+            name,
+            _number(v["variance"], "{:.4g}"),
+            _number(v["mean_norm_squared"], "{:.4g}"),
+            _number(v["relative"], "{:.4g}") if v["mean_norm_squared"] > 0 else "not measurable",
+            str(v["groups"]),
+        )
+        for name, v in rows
+    ]
+
+
+def _saved(profile: Mapping) -> str:
+    """How the weights change the two variances, in words."""
+    uniform, weights = profile["gradient_variance"]["uniform"], profile["gradient_variance"]["weights"]
+    lost = [
+        f"{_number(v['mean_norm_squared'], '{:.4g}')} of {name} weights"
+        for name, v in (("uniform", uniform), ("these", weights))
+        if not v["mean_norm_squared"] > 0
+    ]
+    text = f"Against uniform weights, these change the variance by {_change(uniform['variance'], weights['variance'])}"
+    if lost:
+        return (
+            f"{text}; the relative one cannot be told: the unbiased |mean|^2 is {' and '.join(lost)}, lost in the "
+            "noise. Profile more prompts (profile.prompts)"
+        )
+    return f"{text}, the relative one by {_change(uniform['relative'], weights['relative'])}"
+
+
+def _change(before: float, after: float) -> str:
+    if not (math.isfinite(before) and math.isfinite(after) and before > 0):
+        return "an unknown amount"
+    return f"{100 * (after / before - 1):+.1f}%"
+
+
+def _number(value: float, form: str) -> str:
+    return form.format(value) if math.isfinite(value) else UNKNOWN
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _draw(profile: Mapping) -> bytes:
+    """Bars per region: entropy, exact score norm beside its bound, length."""
+    names, regions = list(profile["regions"]), list(profile["regions"].values())
+    figure, (entropy, norm, length) = subplots(1, 3, (14, 4))
+    entropy.bar(names, [region["entropy"] for region in regions], color=COLORS[0])
+    entropy.set_title("mean entropy (nats)", fontsize=11)
+    for shift, key, label, color in (
+        (-0.2, "score_norm", "exact: 1 - sum p^2", COLORS[0]),
+        (0.2, "bound", "bound: 1 - exp(-H)", COLORS[1]),
+    ):
+        places = [i + shift for i in range(len(names))]
+        norm.bar(places, [region[key] for region in regions], width=0.4, color=color, label=label)
+    norm.set_xticks(range(len(names)), names)
+    norm.set_title("mean squared norm of the score", fontsize=11)
+    norm.legend(fontsize=8, frameon=False, loc="upper left")
+    length.bar(names, [region["length"] for region in regions], color=COLORS[2])
+    length.set_title("tokens per answer", fontsize=11)
+    return to_png(figure)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rest_megatron.actor.microbatch import Trajectory
+from rest_megatron.actor.microbatch import PolicyStreams, Trajectory
 
 VOCAB = 500
 SIZES = dict(
@@ -59,7 +59,12 @@ class Answers:
 
     def __iter__(self):
         """The arguments of `Actor.update`, in its order."""
-        return iter((self.trajectories, self.old_log_probs, self.advantages, self.loss_weights))
+        return iter((self.trajectories, self.streams))
+
+    @property
+    def streams(self) -> PolicyStreams:
+        """What the policy loss reads besides tokens."""
+        return PolicyStreams(self.old_log_probs, self.advantages, self.loss_weights)
 
     def select(self, sequences: list[int]) -> "Answers":
         """Some of the trajectories, in this order, with their values."""

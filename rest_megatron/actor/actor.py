@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rest_megatron.actor.head import Head
-from rest_megatron.actor.microbatch import MicroBatch, Trajectory, micro_batches, pack
+from rest_megatron.actor.initial import InitialWeights
+from rest_megatron.actor.microbatch import MicroBatch, PolicyStreams, Trajectory, micro_batches, pack
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.checkpoint.hf import WeightSource, export, load_weights
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
+from rest_megatron.method.sequence_ratio import sequence_ppo_loss
 
 POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
 SUPERVISED_SUMS = ("loss", "num_tokens")
@@ -27,11 +29,22 @@ _KERNEL_NAMES = {"clip_fraction": "clipped", "clip_fraction_low": "clipped_low"}
 
 
 class TokenStats(NamedTuple):
-    """Flat float32 vectors over response tokens: log-prob of the sampled token, entropy, collision (sum p^2)."""
+    """Flat float32 vectors over response tokens, under the weights that were asked."""
 
     log_probs: Tensor
+    """Of the sampled token, at the rollout's temperature."""
     entropy: Tensor
     collision: Tensor
+    """sum_v p_v^2."""
+    hidden_norm_squared: Tensor
+    """|h|^2 of the last hidden state."""
+
+
+class Update(NamedTuple):
+    """One optimizer step: global metrics, and log_probs [T] float32 before it, 0 where a token weighs 0."""
+
+    metrics: dict[str, float]
+    log_probs: Tensor
 
 
 class Actor:
@@ -54,6 +67,7 @@ class Actor:
         hf.dtype = DTYPES[config.model.dtype]
         self.policy = Policy(hf, config, parallel)
         load_weights(self.policy, weights, parallel)
+        self.initial = InitialWeights(self.policy) if config.algorithm.kl_coef > 0 else None
         self.head = Head(self.policy, config, parallel)
         settings = engine_config(config, data_parallel_size=parallel.dp_size)
         self.zero = ZeroEngine(self.policy, config.optim, settings, total_steps, parallel)
@@ -63,40 +77,47 @@ class Actor:
         """Statistics of this data-parallel rank's response tokens under the current weights, without gradient."""
         self.policy.eval()
         num_tokens = sum(len(t.response_ids) for t in trajectories)
-        stats = torch.zeros(3, num_tokens, device=self.parallel.device)
+        stats = torch.zeros(len(TokenStats._fields), num_tokens, device=self.parallel.device)
         with torch.no_grad():
-            for index, values in self._run(trajectories, self._token_stats, forward_only=True):
+            for index, values in self.run(trajectories, self._token_stats, forward_only=True):
                 stats[:, index] = values
         return TokenStats(*self.parallel.broadcast_from_last_stage(stats))
 
-    def update(
-        self, trajectories: Sequence[Trajectory], old_log_probs: Tensor, advantages: Tensor, loss_weights: Tensor
-    ) -> dict[str, float]:
-        """One optimizer step of the weighted clipped loss.
+    def ref_log_probs(self, trajectories: Sequence[Trajectory]) -> Tensor | None:
+        """[T] float32: log-probs under the weights the actor started from; None without a KL term."""
+        if self.initial is None:
+            return None
+        with self.initial.in_place_of(self.policy):
+            return self.log_probs(trajectories).log_probs
 
-        The three vectors are float32 over this rank's response tokens. `loss_weights` already hold mask, token weight
-        and the GLOBAL normaliser, so the step does not depend on how the batch is cut. Returns global metrics.
-        """
-        streams = torch.stack([old_log_probs, advantages, loss_weights])
-        return self._step(trajectories, partial(self._policy_loss, streams), POLICY_SUMS)
+    def update(self, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> Update:
+        """One optimizer step of the weighted clipped loss; it does not depend on how the batch is cut."""
+        metrics, kept = self._step(trajectories, partial(self.policy_loss, streams), POLICY_SUMS)
+        log_probs = torch.zeros_like(streams.old_log_probs)
+        for index, values in kept:
+            log_probs[index] = values
+        return Update(metrics, self.parallel.broadcast_from_last_stage(log_probs))
 
     def supervised_step(self, trajectories: Sequence[Trajectory], num_tokens_global: int) -> dict[str, float]:
         """One optimizer step on -log p, averaged over `num_tokens_global` response tokens of all ranks."""
-        return self._step(trajectories, partial(self._supervised_loss, num_tokens_global), SUPERVISED_SUMS)
+        return self._step(trajectories, partial(self._supervised_loss, num_tokens_global), SUPERVISED_SUMS)[0]
 
-    def export(self, directory: Path) -> None:
-        """Write the policy as a Hugging Face directory."""
-        export(self.policy, self.parallel, directory, self.model_path)
+    def export(self, directory: Path, chat_template: str | None = None) -> None:
+        """Write the policy as a Hugging Face directory, with another chat template than the model's when given one."""
+        export(self.policy, self.parallel, directory, self.model_path, chat_template)
 
-    def _step(self, trajectories, loss: Callable, names: Sequence[str]) -> dict[str, float]:
+    def _step(self, trajectories, loss: Callable, names: Sequence[str]) -> tuple[dict[str, float], list]:
+        """(metrics, what the loss kept of each micro-batch, on the last stage)."""
         self.policy.train()
         self.zero.begin()
-        sums = self._run(trajectories, loss, forward_only=False)
+        results = self.run(trajectories, loss, forward_only=False)
+        sums = [result[0] for result in results]
         grad_norm, learning_rate = self.zero.step(torch.stack(sums)[:, 0].sum() if sums else None)
         self.version += math.isfinite(grad_norm)
-        return {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
+        metrics = {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
+        return metrics, [result[1] for result in results]
 
-    def _run(self, trajectories, compute: Callable, forward_only: bool) -> list:
+    def run(self, trajectories: Sequence[Trajectory], compute: Callable, forward_only: bool) -> list:
         """Megatron's schedule over the packed trajectories; what `compute` returned, on the last stage."""
         batches = self._micro_batches(trajectories)
 
@@ -136,28 +157,53 @@ class Actor:
             device=self.parallel.device,
         )
 
-    def _token_stats(self, batch: MicroBatch, output: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
-        out = self.head.token_stats(output, batch.labels, self.config.rollout.temperature, collision=True)
-        return batch.index, torch.stack([out.log_probs, out.entropy, out.collision])[:, batch.rows]
+    def _token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+        out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
+        stats = torch.stack([*out, self.head.norm_squared(hidden)])
+        return batch.index, stats[:, batch.rows]
 
-    def _policy_loss(self, streams: Tensor, batch: MicroBatch, output: Tensor):
-        vectors = (batch.spread(stream) for stream in streams)
-        out = self.head.policy_loss(output, batch.labels, self.config.rollout.temperature, *vectors)
-        metrics = {"loss": out.loss, **out.metrics}
-        return self._for_schedule(out.loss, batch, [metrics[_KERNEL_NAMES.get(name, name)] for name in POLICY_SUMS])
+    def policy_loss(self, streams: PolicyStreams, batch: MicroBatch, hidden: Tensor) -> tuple:
+        """The clipped loss of one micro-batch as Megatron's schedule takes it."""
+        temperature = self.config.rollout.temperature
+        if self.config.algorithm.ratio == "sequence":
+            stats = self.head.token_stats(hidden, batch.labels, temperature, collision=False)
+            loss, sums = self._sequence_loss(streams.select(batch.index), batch, stats)
+            return self._for_schedule(loss, batch, POLICY_SUMS, sums, stats.log_probs)
+        vectors = (None if stream is None else batch.spread(stream) for stream in streams)
+        out = self.head.policy_loss(hidden, batch.labels, temperature, *vectors)
+        return self._for_schedule(out.loss, batch, POLICY_SUMS, out.metrics, out.log_probs)
 
-    def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, output: Tensor):
-        out = self.head.token_stats(output, batch.labels, temperature=1.0, collision=False)
+    def _sequence_loss(self, streams: PolicyStreams, batch: MicroBatch, stats) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on whole answers' ratios (GSPO) and its metric sums."""
+        loss, sums = sequence_ppo_loss(
+            stats.log_probs[batch.rows],
+            streams.old_log_probs,
+            streams.advantages,
+            streams.loss_weights,
+            batch.sequence_index,
+            batch.num_sequences,
+            clip_ratio_low=self.config.algorithm.clip_ratio_low,
+            clip_ratio_high=self.config.algorithm.clip_ratio_high,
+        )
+        return loss, sums | {"entropy": (stats.entropy[batch.rows] * (streams.loss_weights != 0)).sum()}
+
+    def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, hidden: Tensor) -> tuple:
+        out = self.head.token_stats(hidden, batch.labels, temperature=1.0, collision=False)
         loss = -out.log_probs.sum() / num_tokens_global
-        return self._for_schedule(loss, batch, [loss, torch.tensor(batch.rows.shape[0], device=loss.device)])
+        sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}
+        return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
 
-    def _for_schedule(self, loss: Tensor, batch: MicroBatch, sums: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Megatron's (loss, token count, data to keep).
+    def _for_schedule(
+        self, loss: Tensor, batch: MicroBatch, names: Sequence[str], sums: dict[str, Tensor], log_probs: Tensor
+    ) -> tuple:
+        """Megatron's (loss, token count, data to keep); kept are the sums `names` and the answers' log-probs.
 
         DeepSpeed averages gradients over data-parallel ranks; ours is a sum over them, hence the factor.
         """
+        values = {"loss": loss, **sums}
+        totals = torch.stack([values[_KERNEL_NAMES.get(name, name)].detach().double() for name in names])
         count = torch.tensor(batch.rows.shape[0], dtype=torch.int, device=loss.device)
-        return loss * self.parallel.dp_size, count, torch.stack([x.detach().double() for x in sums])
+        return loss * self.parallel.dp_size, count, (totals, (batch.index, log_probs.detach()[batch.rows]))
 
     def _global_metrics(self, sums: list[Tensor], names: Sequence[str]) -> dict[str, float]:
         """Sums [len(names)] of each micro-batch on the last stage -> global means per token, on every rank."""

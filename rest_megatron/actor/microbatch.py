@@ -28,6 +28,23 @@ class Trajectory(NamedTuple):
         return len(self.prompt_ids) + len(self.response_ids)
 
 
+class PolicyStreams(NamedTuple):
+    """What the policy loss reads besides tokens: flat float32 vectors over this rank's response tokens.
+
+    `loss_weights` already hold mask, token weight and the GLOBAL normaliser. Entries of a token that weighs 0 are not
+    read. ref_log_probs: needed when algorithm.kl_coef > 0.
+    """
+
+    old_log_probs: Tensor
+    advantages: Tensor
+    loss_weights: Tensor
+    ref_log_probs: Tensor | None = None
+
+    def select(self, index) -> "PolicyStreams":
+        """The entries at `index`, a slice or an index tensor."""
+        return PolicyStreams(*(None if vector is None else vector[index] for vector in self))
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One pack. t tokens, of which n rows predict a response token."""
@@ -40,6 +57,9 @@ class MicroBatch:
     """[n] int64: rows of the pack that predict a response token."""
     index: Tensor
     """[n] int64: where those tokens lie in the flat vectors."""
+    sequence_index: Tensor
+    """[n] int64: which of the pack's answers each of them belongs to."""
+    num_sequences: int
     packed: PackedSequences
 
     def spread(self, stream: Tensor) -> Tensor:
@@ -107,12 +127,13 @@ def micro_batches(
 
 def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, device: torch.device) -> MicroBatch:
     tokens: list[int] = []
-    lengths, rows, index = [], [], []
+    lengths, rows, index, sequence_index = [], [], [], []
     for i in bin:
         prompt_ids, response_ids = trajectories[i]
         first = len(tokens) + len(prompt_ids) - 1
         rows += range(first, first + len(response_ids))
         index += range(starts[i], starts[i + 1])
+        sequence_index += [len(lengths)] * len(response_ids)
         tokens += [*prompt_ids, *response_ids]
         lengths.append(trajectories[i].length)
     if len(tokens) < size:
@@ -127,5 +148,7 @@ def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, dev
         labels=labels.to(device),
         rows=row.to(device),
         index=torch.tensor(index, dtype=torch.int64, device=device),
+        sequence_index=torch.tensor(sequence_index, dtype=torch.int64, device=device),
+        num_sequences=len(bin),
         packed=PackedSequences.of(lengths, device),
     )

@@ -143,18 +143,11 @@ def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> typ
 
 
 class Chunk(GPTModel):
-    """A GPTModel that stops where the kernels take over (see `head`).
-
-    `stops_at` "hidden": at the last hidden states; "logits": at this vocabulary shard's logits.
-    """
-
-    def __init__(self, *args, stops_at: str, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.stops_at = stops_at
+    """A GPTModel that ends with its last hidden states; `head` does the rest."""
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
-        """Hidden states [s, b, h] (s / TP under sequence parallelism), or on the last stage, if so told, logits."""
-        return self.logits(hidden_states) if self.post_process and self.stops_at == "logits" else hidden_states
+        """Hidden states [s, b, h] (s / TP under sequence parallelism)."""
+        return hidden_states
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits of this vocabulary shard, [s, b, vocab / TP], as the GEMM makes them, in the working precision.
@@ -193,9 +186,9 @@ class Policy(nn.Module):
         self.megatron = transformer_config(hf, config, parallel)
         attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
-        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage, config.kernels.level) for vp_stage in stages)
+        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
 
-    def _chunk(self, attention: type[nn.Module], vp_stage: int | None, stops_at: str) -> Chunk:
+    def _chunk(self, attention: type[nn.Module], vp_stage: int | None) -> Chunk:
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         chunk = Chunk(
@@ -208,12 +201,11 @@ class Policy(nn.Module):
             position_embedding_type="rope",
             share_embeddings_and_output_weights=self.hf.tie_word_embeddings,
             vp_stage=vp_stage,
-            stops_at=stops_at,
         )
         device = next(chunk.parameters()).device
         chunk.rotary_pos_emb.inv_freq = inverse_frequencies(self.hf).to(device)
         return chunk
 
     def forward(self, index: int, **kwargs) -> Tensor:
-        """Run chunk `index`; see `Chunk` for what comes back."""
+        """Run chunk `index`: hidden states for the next stage, or for the head."""
         return self.chunks[index](**kwargs)

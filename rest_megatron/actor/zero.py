@@ -154,6 +154,10 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.allreduce_gradients()
 
+    def discard(self) -> None:
+        """Forget what the schedule has accumulated since `begin`, instead of stepping."""
+        self.optimizer.zero_grad()
+
     def step(self, loss: torch.Tensor | None) -> tuple[float, float]:
         """Reduce, clip, update, advance the schedule.
 
@@ -193,5 +197,5 @@ class ScheduledChunk(nn.Module):
         self.set_input_tensor = chunk.set_input_tensor
 
     def forward(self, **kwargs) -> torch.Tensor:
-        """Hidden states for the next stage, or this vocabulary shard's logits."""
+        """Hidden states for the next stage, or for the head."""
         return self.run(**kwargs)

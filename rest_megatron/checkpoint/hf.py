@@ -25,6 +25,7 @@ from rest_megatron.config.schema import ModelConfig
 from rest_megatron.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # wins over one in tokenizer_config.json
 MAX_FILE_BYTES = 4 * 2**30
 
 
@@ -169,10 +170,13 @@ def _gather(shard: Tensor, dim: int | None, parallel: Parallel) -> Tensor | None
     return torch.cat(shards, dim=dim).cpu() if parallel.tp_rank == 0 else None
 
 
-def export(policy: Policy, parallel: Parallel, directory: Path, model_path: Path) -> None:
+def export(
+    policy: Policy, parallel: Parallel, directory: Path, model_path: Path, chat_template: str | None = None
+) -> None:
     """Write the policy as a Hugging Face directory that `from_pretrained` reads: weights, config, tokenizer.
 
-    Collective over all ranks. An existing directory is replaced only when the new one is complete.
+    chat_template: the one that was trained with, where it is not the one in `model_path`. Collective over all ranks. An
+    existing directory is replaced only when the new one is complete.
     """
     partial = directory.with_name(directory.name + ".partial")
     if parallel.rank == 0:
@@ -186,6 +190,8 @@ def export(policy: Policy, parallel: Parallel, directory: Path, model_path: Path
     if parallel.rank == 0:
         _write_index(partial, plan)
         _copy_companions(policy.hf, model_path, partial)
+        if chat_template is not None:
+            (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         _replace(directory, partial)
     dist.barrier()
 

@@ -126,15 +126,14 @@ def gradients_and_updates(
     ours, mine = share(answers, parallel)
     stats = actor.log_probs(ours.trajectories)
     logits = response_logits(actor, parallel, ours)
-    streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
     actor.policy.train()
     actor.zero.begin()
-    actor._run(ours.trajectories, partial(actor._policy_loss, streams), forward_only=False)
+    actor.run(ours.trajectories, partial(actor.policy_loss, ours.streams), forward_only=False)
     actor.zero.reduce()
     gradients = named(actor, parallel, safe_get_full_grad)
     actor.zero.engine.step()
     grad_norm = float(actor.zero.engine.get_global_grad_norm())
-    metrics = [actor.update(*ours) for _ in range(steps - 1)]
+    metrics = [actor.update(*ours).metrics for _ in range(steps - 1)]
     return {
         "sequences": mine,
         "log_probs": stats.log_probs,
@@ -157,7 +156,7 @@ def supervised_gradients(launch: Launch, model: Path, layout: Layout, answers: A
     actor.policy.train()
     actor.zero.begin()
     compute = partial(actor._supervised_loss, len(answers.old_log_probs))
-    actor._run(ours.trajectories, compute, forward_only=False)
+    actor.run(ours.trajectories, compute, forward_only=False)
     actor.zero.reduce()
     return {"gradients": named(actor, parallel, safe_get_full_grad)}
 
@@ -168,7 +167,7 @@ def trained(
     """Metrics of each of `steps` updates, and the weights, float32 masters and replica differences after them."""
     actor, parallel = start(launch, make_config(model, layout, dtype, **optim), steps)
     ours, _ = share(answers, parallel)
-    metrics = [actor.update(*ours) for _ in range(steps)]
+    metrics = [actor.update(*ours).metrics for _ in range(steps)]
     return {
         "metrics": metrics,
         "weights": named(actor, parallel, lambda p: p.data),
@@ -184,14 +183,14 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
 
     def keep(batch, output, non_loss_data=True):
         assert output.dtype == DTYPES[actor.config.model.dtype], "the kernels get no float32 copy"
-        logits = actor.policy.chunks[-1].logits(output) if actor.head.level == "hidden" else output
+        logits = actor.policy.chunks[-1].logits(output)
         shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
         dist.all_gather(shards, logits.contiguous(), group=parallel.tp_group)
         whole[batch.index] = torch.cat(shards, dim=-1).squeeze(1)[batch.rows].float()
 
     actor.policy.eval()
     with torch.no_grad():
-        actor._run(answers.trajectories, keep, forward_only=True)
+        actor.run(answers.trajectories, keep, forward_only=True)
     return whole.cpu() if parallel.is_last_stage else None
 
 

@@ -16,6 +16,7 @@ from megatron.core import parallel_state
 
 from rest_megatron.actor import actor as actor_module
 from rest_megatron.actor import gradients, model, zero
+from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.launch import Launch
 from tests.distributed.cases import Layout, make_config, share, start
 from tests.tiny import Answers
@@ -24,6 +25,7 @@ SUMMED = gradients.needs_tensor_parallel_sum
 TRANSFORMER_CONFIG = model.transformer_config
 ENGINE_CONFIG = actor_module.engine_config
 LOAD_WEIGHTS = actor_module.load_weights
+FOR_SCHEDULE = actor_module.Actor._for_schedule
 
 
 class _NoEmbeddingSum:
@@ -72,6 +74,12 @@ def _only(*kinds: str):
     return lambda name, parameter: SUMMED(name, parameter) and any(kind in name for kind in kinds)
 
 
+def _unscaled(self, loss, *rest):
+    """What goes to the schedule, without the factor."""
+    scaled, count, kept = FOR_SCHEDULE(self, loss, *rest)
+    return scaled / self.parallel.dp_size, count, kept
+
+
 GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
     "q/k norm gradients are summed over TP": partial(
         mock.patch.object, gradients, "needs_tensor_parallel_sum", _only("input_layernorm", "pre_mlp", "final")
@@ -100,7 +108,7 @@ GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
         mock.patch.object,
         actor_module.Actor,
         "_for_schedule",
-        lambda self, loss, batch, sums: (loss, torch.tensor(1), torch.stack([x.detach().double() for x in sums])),
+        _unscaled,
     ),
     "bf16 gradients accumulate in float32": _without_engine_keys("data_types"),
     "bf16 gradients are reduced in float32": _without_engine_keys("communication_data_type"),
@@ -145,7 +153,7 @@ def not_a_number(
             streams["old_log_probs"][0] -= 9.0
         spoilt = spoil_a_gradient if place == "gradient" and last else gradients.sum_replicated_gradients
         with mock.patch.object(zero, "sum_replicated_gradients", spoilt):
-            metrics = actor.update(ours.trajectories, **streams)
+            metrics = actor.update(ours.trajectories, PolicyStreams(**streams)).metrics
         weights = torch.cat([parameter.detach().flatten() for parameter in actor.policy.parameters()])
         history.append({"place": place, "metrics": metrics, "weights": weights})
     return history
@@ -159,20 +167,23 @@ def spoil_a_gradient(policy, optimizer, parallel) -> None:
 
 
 def unchanged_by_the_losses(launch: Launch, model_path: Path, layout: Layout, answers: Answers) -> list[bool]:
-    """For every loss and micro-batch: whether it left the logits it was given as they were."""
+    """For every loss and micro-batch: whether it left the logits as they were, without a backward pass."""
     actor, parallel = start(launch, make_config(model_path, layout))
     ours, _ = share(answers, parallel)
-    streams = torch.stack([ours.old_log_probs, ours.advantages, ours.loss_weights])
+    losses = (actor._token_stats, partial(actor.policy_loss, ours.streams), partial(actor._supervised_loss, 100))
     unchanged = []
 
-    def watch(batch, logits, non_loss_data=True):
+    def watch(batch, hidden, non_loss_data=True):
+        chunk = actor.policy.chunks[-1]
+        logits = chunk.logits(hidden)
         before = logits.clone()
-        for loss in (actor._token_stats, partial(actor._policy_loss, streams), partial(actor._supervised_loss, 100)):
-            loss(batch, logits)
+        for loss in losses:
+            with mock.patch.object(chunk, "logits", return_value=logits):
+                loss(batch, hidden)
             unchanged.append(torch.equal(before, logits))
 
     with torch.no_grad():
-        actor._run(ours.trajectories, watch, forward_only=True)
+        actor.run(ours.trajectories, watch, forward_only=True)
     return unchanged
 
 

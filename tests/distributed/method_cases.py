@@ -1,0 +1,119 @@
+"""What the gloo workers run to test the method on the actor: algorithms, token weights, gradient variance."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.actor.variance import gradient_variance
+from rest_megatron.batch import make_batch
+from rest_megatron.config import load
+from rest_megatron.grammar import TOOLRL
+from rest_megatron.launch import Launch
+from rest_megatron.rollout.engine import Sample
+from rest_megatron.weighing import WeightState, weigh
+from tests.distributed.cases import Layout, make_config, named, share, start
+from tests.tiny import VOCAB, Answers
+
+# A vocabulary in which an answer's bytes are its ids.
+TABLE = [bytes([i]) if i < 256 else b"" for i in range(VOCAB)]
+TEXTS = (
+    b'<think> look it up </think>\n<tool_call>\n{"name": "f", "parameters": {"a": "b", "n": 12}}\n</tool_call>',
+    b'<think> two </think>\n<tool_call>\n{"name": "g", "parameters": {}}\n{"name": "f", "parameters": {"a": 1}}\n',
+    b"<think> no need </think>\n<response> hello there </response>",
+    b"no tags at all",
+    b'<think> cut short </think>\n<tool_call>\n{"name": "ge',
+    b"<think> thinking without an end",
+)
+ACCURACY = (0.5, 0.4, 0.3)
+
+
+def tool_samples() -> list[Sample]:
+    """Two answers to each of three prompts, as bytes; those that are whole end in a stop token."""
+    samples = []
+    for number, text in enumerate(TEXTS):
+        ids = (*text, 300) if text.endswith(b">") else tuple(text)
+        finish = "stop" if text.endswith(b">") else "length"
+        samples.append(Sample((256 + number // 2, 7, 9), ids, (-1.0,) * len(ids), finish, 0))
+    return samples
+
+
+def updated(launch: Launch, model: Path, layout: Layout, answers: Answers, algorithm: dict) -> dict:
+    """One update with some `algorithm`, and the reference log-probs before and after it."""
+    config = make_config(model, layout)
+    actor, parallel = start(launch, replace(config, algorithm=replace(config.algorithm, **algorithm)))
+    ours, mine = share(answers, parallel)
+    before = actor.log_probs(ours.trajectories)
+    reference = actor.ref_log_probs(ours.trajectories)
+    done = actor.update(ours.trajectories, ours.streams._replace(ref_log_probs=reference))
+    after = actor.ref_log_probs(ours.trajectories)
+    return {
+        "sequences": mine,
+        "hidden_norm_squared": before.hidden_norm_squared,
+        "log_probs": before.log_probs,
+        "update_log_probs": done.log_probs,
+        "metrics": done.metrics,
+        "reference_stays": None if reference is None else torch.equal(reference, after),
+        "moved": float((actor.log_probs(ours.trajectories).log_probs - before.log_probs).abs().max()),
+    }
+
+
+def measured(launch: Launch, model: Path, layout: Layout, answers: Answers, groups: Sequence[int], probe: bool) -> dict:
+    """The variance of the groups' gradients, if asked, and the weights after an update that follows."""
+    actor, parallel = start(launch, make_config(model, layout))
+    ours, mine = share(answers, parallel)
+    numbers = {}
+    if probe:
+        own = [groups[i] for i in mine]
+        numbers = gradient_variance(actor, ours.trajectories, own, max(groups) + 1, ours.streams).to_dict()
+    metrics = actor.update(*ours).metrics
+    return {**numbers, "metrics": metrics, "weights": named(actor, parallel, lambda p: p.data.clone())}
+
+
+def weighed(launch: Launch, model: Path, layout: Layout, overrides: Sequence[str], steps: int) -> dict:
+    """Token weights of the tool answers after `steps` steps, by answer, their metrics and their state as JSON."""
+    actor, parallel = start(launch, make_config(model, layout))
+    settings = load((), overrides).weights
+    state = WeightState()
+    for step in range(steps):
+        weights, batch = _weigh(actor, parallel, settings, state, step, steps)
+        state = WeightState.from_dict(weights.state.to_dict())
+    tokens = weights.tokens.split(batch.lengths)
+    stats = actor.log_probs(batch.trajectories)
+    return {
+        "weights": dict(zip(batch.sample_index, tokens, strict=True)),
+        "metrics": weights.metrics(),
+        "state": state.to_dict(),
+        "entropy": stats.entropy,
+        "collision": stats.collision,
+    }
+
+
+def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step: int, steps: int):
+    batch = make_batch(
+        tool_samples(),
+        torch.zeros(len(TEXTS)),
+        TABLE,
+        TOOLRL,
+        group_size=2,
+        mini_batch_size=4,
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.dp_size,
+        device=parallel.device,
+    )
+    stats = actor.log_probs(batch.trajectories)
+    weights = weigh(
+        batch,
+        stats,
+        state,
+        progress=step / steps,
+        step=step,
+        accuracy=ACCURACY,
+        settings=settings,
+        token_table=TABLE,
+        dp_group=parallel.dp_group,
+    )
+    return weights, batch

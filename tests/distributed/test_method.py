@@ -1,0 +1,173 @@
+"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.distributed.cases import Layout, in_order, merged
+from tests.distributed.method_cases import TEXTS, measured, updated, weighed
+from tests.tiny import load, oracle, relative_error, response_logits
+
+LAYOUTS = [
+    Layout(max_tokens=2000),
+    Layout(tp=2, pp=2, sp=True, max_tokens=32),
+    Layout(pp=2, dp=2, level="hidden"),
+    Layout(tp=2, dp=2, sp=True, level="hidden", max_tokens=2000),
+]
+GROUPS = tuple(i // 4 for i in range(16))
+PRESETS = {
+    "paper": (),
+    "reference": ("weights.preset=reference",),
+    "uniform": ("weights.preset=uniform",),
+    "inverse_entropy": ("weights.rule=inverse_entropy",),
+    "collision": ("weights.rule=collision",),
+    "lm_head": ("weights.rule=lm_head",),
+    "response": ("weights.scope=response",),
+    "feedback": ("weights.curriculum=feedback", "weights.feedback_patience=1"),
+    "no_cot": ("weights.use_cot=false",),
+}
+
+
+@pytest.fixture(scope="module")
+def hidden_norms(tiny_model, answers):
+    """|h|^2 of the hidden state that predicts each response token, from Hugging Face in float64."""
+    model = load(tiny_model(), torch.float64)
+    rows = []
+    for prompt, response in answers.trajectories:
+        states = model.model(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
+        rows.append(states[len(prompt) - 1 : -1].detach().square().sum(-1))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_model, answers, hidden_norms, layout):
+    # A token that weighs 0 is not read by the update.
+    weights = answers.loss_weights.clone()
+    weights[::7] = 0.0
+    some = replace(answers, loss_weights=weights)
+    results = pool.run(updated, layout.world_size, tiny_model(), layout, some, {})
+    assert relative_error(in_order(results, "hidden_norm_squared", answers), hidden_norms) <= 2e-6
+    log_probs = in_order(results, "log_probs", answers)
+    seen = in_order(results, "update_log_probs", answers)
+    assert torch.allclose(seen, torch.where(weights != 0, log_probs, 0.0), rtol=0, atol=2e-6)
+    assert all(result["reference_stays"] is None for result in results)
+
+
+def gspo_loss(logits, answers, clip):
+    """GSPO-token written out (arXiv 2507.18071, Eq. 13-14), one answer at a time."""
+    table = logits.log_softmax(-1)
+    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
+    log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
+    lengths = [len(t.response_ids) for t in answers.trajectories]
+    parts = zip(*(x.split(lengths) for x in (log_probs, answers.old_log_probs.to(log_probs.dtype))), strict=True)
+    ratio = torch.cat([((new - old).mean().detach() + new - new.detach()).exp() for new, old in parts])
+    advantages = answers.advantages.to(log_probs.dtype)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -(answers.loss_weights.to(log_probs.dtype) * surrogate).sum()
+
+
+def kl_loss(logits, answers, clip):
+    """The clipped loss plus 0.5 times the k3 estimate of KL to the weights themselves, and 0.1 times the entropy."""
+    table = logits.log_softmax(-1)
+    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
+    log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
+    ratio = (log_probs - answers.old_log_probs.to(log_probs.dtype)).exp()
+    advantages = answers.advantages.to(log_probs.dtype)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    gap = log_probs.detach() - log_probs
+    entropy = -(table.exp() * table).sum(-1)
+    token_loss = -surrogate + 0.5 * (gap.exp() - 1 - gap) - 0.1 * entropy
+    return (answers.loss_weights.to(log_probs.dtype) * token_loss).sum()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "algorithm, loss", [({"ratio": "sequence"}, gspo_loss), ({"kl_coef": 0.5, "entropy_coef": 0.1}, kl_loss)]
+)
+def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, answers, layout, algorithm, loss):
+    model = load(tiny_model(), torch.float64)
+    value = loss(response_logits(model, answers.trajectories), answers, 0.2)
+    value.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    results = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
+    for result in results:
+        assert result["metrics"]["actor/loss"] == pytest.approx(float(value), rel=1e-5, abs=1e-7)
+        assert result["metrics"]["actor/grad_norm"] == pytest.approx(float(norm), rel=5e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_reference_policy_stays_where_the_run_began(pool, tiny_model, answers, layout):
+    for result in pool.run(updated, layout.world_size, tiny_model(), layout, answers, {"kl_coef": 0.1}):
+        assert result["reference_stays"] is True and result["moved"] > 1e-4
+
+
+@pytest.fixture(scope="module")
+def group_gradients(tiny_model, answers):
+    """Each group's gradient from Hugging Face in float64, flat, for the untied and the tied model."""
+    found = {False: [], True: []}
+    for tied, rows in found.items():
+        for group in sorted(set(GROUPS)):
+            own = answers.select([i for i, g in enumerate(GROUPS) if g == group])
+            gradients = oracle(tiny_model(tied=tied), own).gradients
+            rows.append(len(set(GROUPS)) * torch.cat([gradients[name].flatten() for name in sorted(gradients)]))
+    return {tied: torch.stack(rows) for tied, rows in found.items()}
+
+
+@pytest.mark.parametrize(
+    "tied, layout",
+    [(False, layout) for layout in (*LAYOUTS, Layout(tp=2, pp=2, vpp=2))] + [(True, Layout(tp=2, pp=2, sp=True))],
+    ids=str,
+)
+def test_gradient_variance_is_the_sample_variance_of_the_groups_gradients(
+    pool, tiny_model, answers, group_gradients, tied, layout
+):
+    group_gradients = group_gradients[tied]
+    variance = float(group_gradients.var(dim=0, correction=1).sum())
+    mean = float(group_gradients.mean(dim=0).square().sum()) - variance / len(group_gradients)
+    for result in pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, True):
+        assert result["groups"] == 4
+        assert result["variance"] == pytest.approx(variance, rel=1e-5)
+        assert result["mean_norm_squared"] == pytest.approx(mean, rel=1e-4, abs=1e-5 * variance)
+        assert result["relative"] == pytest.approx(variance / mean if mean > 0 else float("inf"), rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sp=True)], ids=str)
+def test_measuring_the_variance_leaves_the_step_as_it_was(pool, tiny_model, answers, layout, tied):
+    run = [
+        pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, probe)
+        for probe in (False, True)
+    ]
+    assert run[0][0]["metrics"] == run[1][0]["metrics"]
+    before, after = (merged(results, "weights") for results in run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_token_weights_do_not_depend_on_the_layout(pool, tiny_model, preset):
+    one, cut = Layout(max_tokens=2000), Layout(tp=2, pp=2, sp=True, max_tokens=140)
+    alone = pool.run(weighed, 1, tiny_model(), one, PRESETS[preset], 3)[0]
+    assert sorted(alone["weights"]) == list(range(len(TEXTS)))
+    for result in pool.run(weighed, cut.world_size, tiny_model(), cut, PRESETS[preset], 3):
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
+        for number, weights in result["weights"].items():
+            assert torch.allclose(weights, alone["weights"][number], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "response"])
+def test_token_weights_do_not_depend_on_the_data_parallel_cut(pool, tiny_model, preset):
+    alone = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), PRESETS[preset], 3)[0]
+    found = {}
+    for result in pool.run(weighed, 2, tiny_model(), Layout(dp=2, max_tokens=140), PRESETS[preset], 3):
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
+        found |= result["weights"]
+    assert sorted(found) == list(range(len(TEXTS)))
+    assert all(torch.allclose(found[i], alone["weights"][i], rtol=1e-5, atol=1e-6) for i in found)
+
+
+def test_the_exact_score_norm_never_exceeds_its_entropy_bound(pool, tiny_model):
+    layout = Layout(tp=2, pp=2, max_tokens=140)
+    for result in pool.run(weighed, layout.world_size, tiny_model(), layout, (), 1):
+        exact, bound = 1.0 - result["collision"].double(), -torch.expm1(-result["entropy"].double())
+        assert (exact <= bound + 1e-6).all() and (exact > 0.5 * bound).any()

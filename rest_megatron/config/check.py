@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rest_megatron.config.check_method import check_method
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.megatron import check_megatron_fields
 from rest_megatron.config.refuse import refuse, value_of
@@ -44,10 +45,8 @@ def check_run(config: Config, world_size: int) -> None:
 
 def check_settings(config: Config) -> None:
     """Rules between keys. Raises ConfigError."""
-    weights, rollout, train, data = config.weights, config.rollout, config.train, config.data
-    for low, high in (("clamp_min", "clamp_max"), ("w_min", "w_max")):
-        if getattr(weights, low) > getattr(weights, high):
-            refuse(config, f"weights.{low}", f"is above weights.{high}={getattr(weights, high)}", "Swap them")
+    rollout, train, data = config.rollout, config.train, config.data
+    check_method(config)
     if train.eval_interval and data.eval is None:
         refuse(config, "train.eval_interval", "needs held-out prompts, but data.eval is null", "Set data.eval")
     answers = rollout.prompts_per_step * rollout.group_size

@@ -8,7 +8,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from rest_megatron.config.keys import Key, keys, nearest, sections
-from rest_megatron.config.presets import PRESETS
+from rest_megatron.config.presets import METHOD, WEIGHTS
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.config.source import Setting, merge, read_json, read_override, read_yaml
@@ -29,15 +29,16 @@ def load(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Con
         settings = merge(settings, _read_deepspeed(read_yaml(path), path.parent))
     for text in overrides:
         settings = merge(settings, _read_deepspeed(read_override(text), Path()))
-    preset = _preset(_build(settings).method.preset)
-    return _build(merge(preset, settings))
+    method = _build(settings).method.preset
+    settings = merge(_preset(f"preset method={method}", METHOD[method]), settings)
+    weights = _build(settings).weights.preset
+    return _build(merge(_preset(f"preset weights={weights}", {"weights": WEIGHTS[weights]}), settings))
 
 
-def _preset(name: str) -> Setting:
-    where = f"preset {name}"
+def _preset(where: str, values: dict[str, dict]) -> Setting:
     tree = {
-        section: Setting({key: Setting(value, where) for key, value in values.items()}, where)
-        for section, values in PRESETS[name].items()
+        section: Setting({key: Setting(value, where) for key, value in table.items()}, where)
+        for section, table in values.items()
     }
     return Setting(tree, where)
 

@@ -1,28 +1,13 @@
 """The configuration schema: every key, its type, default, rule and one sentence of help.
 
-`load.py` reads YAML and `key=value` overrides into these frozen dataclasses; nothing here does I/O.
-Equation numbers refer to arXiv 2509.21826.
+`load.py` reads YAML and `key=value` overrides into these frozen dataclasses; nothing here does I/O. The sections of
+the method itself are in `method.py`.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def key(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple | None = None,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-) -> Any:
-    """A dataclass field that carries its help text and its bounds."""
-    metadata = {"help": help, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from rest_megatron.config.field import key
+from rest_megatron.config.method import AlgorithmConfig, MethodConfig, RewardConfig, WeightsConfig
 
 
 @dataclass(frozen=True)
@@ -90,6 +75,14 @@ class DataConfig:
     eval: str | None = key(None, "Held-out prompts in the same schema.")
     max_prompt_tokens: int = key(2048, "Longest prompt after the chat template.", ge=1)
     overlong: str = key("error", "What to do with a longer prompt at load.", choices=("error", "drop"))
+    answer_format: str = key(
+        "toolrl",
+        "Grammar of the answers, for regions and rewards; ground truths are always written in toolrl's.",
+        choices=("toolrl", "hermes", "llama3"),
+    )
+    chat_template: str | None = key(
+        None, "A Jinja file in place of the tokenizer's template; keep_thinking: ours, which keeps earlier thoughts."
+    )
 
 
 @dataclass(frozen=True)
@@ -101,55 +94,7 @@ class RolloutConfig:
     max_new_tokens: int = key(1024, "Longest answer in tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", ge=1e-6)
     max_batch_size: int = key(128, "Sequences a data-parallel rank decodes at once.", ge=1)
-    dump: bool = key(True, "Write every scored answer to rollouts/step-N.jsonl.")
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """Which method; a preset fills `weights` and `algorithm`, explicit keys win."""
-
-    preset: str = key(
-        "paper", "paper: ResT with measured entropies. grpo: every token weighs the same.", choices=("paper", "grpo")
-    )
-
-
-@dataclass(frozen=True)
-class WeightsConfig:
-    """Region weights (Theorem 2, Eq. 9) and their curriculum (Eq. 16-17)."""
-
-    rule: str = key(
-        "score_bound",
-        "Region weight from region entropy H: score_bound 1/(1-exp(-H)), inverse_entropy 1/H, constant 1 (Eq. 9).",
-        choices=("score_bound", "inverse_entropy", "constant"),
-    )
-    entropy_momentum: float = key(
-        0.9, "Running mean of region entropies over steps; 0 uses this step alone.", ge=0, lt=1
-    )
-    clamp_min: float = key(0.3, "Smallest region weight after the rule is normalised.", gt=0)
-    clamp_max: float = key(2.0, "Largest region weight after the rule is normalised.", gt=0)
-    curriculum: str = key(
-        "linear", "Schedule over progress nu = step / train.steps (Eq. 16-17).", choices=("linear", "none")
-    )
-    alpha_format: float = key(0.3, "Fall of the format weight over the run (a_f).", ge=0)
-    alpha_parameters: float = key(0.3, "Rise of the parameter weight over the run (a_p).", ge=0)
-    alpha_cot: float = key(0.3, "Rise of the chain-of-thought weight over the run (a_t).", ge=0)
-    w_min: float = key(0.3, "Floor of the falling weight (w_min).", gt=0)
-    w_max: float = key(2.0, "Ceiling of the rising weights (w_max).", gt=0)
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """Advantages and the clipped loss."""
-
-    normalize_by_std: bool = key(True, "Divide group advantages by the group's standard deviation (GRPO).")
-    clip_ratio_low: float = key(0.2, "Lower clip of the probability ratio (eps_lo).", gt=0, lt=1)
-    clip_ratio_high: float = key(0.2, "Upper clip of the probability ratio (eps_hi).", gt=0)
-    clip_ratio_dual: float | None = key(None, "Dual clip for negative advantages (c > 1); null: none.", gt=1)
-    loss_aggregation: str = key(
-        "seq-mean-token-mean",
-        "1/G sum_i 1/T_i sum_t, or one weighted mean over all tokens.",
-        choices=("seq-mean-token-mean", "token-mean"),
-    )
+    dump: bool = key(True, "Write every scored answer to rollouts/step-N.jsonl, held-out ones to eval-N.jsonl.")
 
 
 @dataclass(frozen=True)
@@ -178,6 +123,12 @@ class TrainConfig:
     max_tokens_per_micro_batch: int = key(8192, "Tokens packed into one micro-batch of one rank.", ge=1)
     eval_interval: int = key(0, "Steps between evaluations on data.eval; 0: before and after only.", ge=0)
     export_interval: int = key(0, "Steps between Hugging Face exports; 0: at the end only.", ge=0)
+    gradient_variance_interval: int = key(
+        0,
+        "Steps between measurements of the gradient's variance over groups, with these token weights and with uniform "
+        "ones; each costs two more passes over the step's answers. 0: never.",
+        ge=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -187,6 +138,29 @@ class SftConfig:
     data: str = key("", "Rows with `prompt` messages and a `response` text, .parquet or .jsonl.")
     steps: int = key(100, "Optimizer steps.", ge=1)
     batch_size: int = key(32, "Rows per optimizer step, over all ranks.", ge=1)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """The `profile` command."""
+
+    prompts: int = key(32, "Prompts of data.train to answer, each rollout.group_size times.", ge=1)
+    progress: float = key(0.0, "Point of the run whose weights and rewards are used (nu).", ge=0, le=1)
+    gradient_variance: bool = key(True, "Also measure the gradient's variance, with these weights and uniform ones.")
+
+
+@dataclass(frozen=True)
+class AlarmsConfig:
+    """Warnings about runs that go wrong quietly; each is logged once when it begins and once when it ends."""
+
+    window: int = key(10, "Steps that are averaged.", ge=1)
+    min_length_ratio: float = key(
+        0.5, "Short answers: mean length below this share of the first window's; 0: off.", ge=0, lt=1
+    )
+    format_high: float = key(
+        0.9, "Format hacking: format rate above this while correctness does not rise; 1: off.", gt=0, le=1
+    )
+    correctness_low: float = key(0.5, "... and the mean of the accuracy parts is below this.", ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -215,13 +189,16 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sft: SftConfig = field(default_factory=SftConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sources: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def where(self, key: str) -> str:
-        """Where a dotted key was set: "run.yaml:14", "override: optim.lr=1e-6", "preset grpo" or "default"."""
+        """Where a dotted key was set: "run.yaml:14", "override: optim.lr=1e-6", "preset method=grpo" or "default"."""
         return self.sources.get(key, "default")

@@ -115,8 +115,8 @@ def test_scalars_follow_yaml_1_2(override, name, value):
         ("optim.lr=.inf", "must be finite"),
         ("optim.lr=.nan", "must be finite"),
         ("optim.lr=1" + "0" * 400, "must be finite"),
-        ("weights.entropy_momentum=1", "must be >= 0 and < 1"),
-        ("weights.entropy_momentum=-0.1", "must be >= 0 and < 1"),
+        ("weights.momentum=1", "must be >= 0 and < 1"),
+        ("weights.momentum=-0.1", "must be >= 0 and < 1"),
         ("optim.min_lr_ratio=1.5", "must be >= 0 and <= 1"),
         ("optim.betas=[0.9, 1.0]", "must be >= 0 and < 1"),
         ("algorithm.clip_ratio_dual=1", "must be > 1"),
@@ -133,7 +133,7 @@ def test_a_value_the_schema_does_not_allow_is_refused(override, rule):
 
 
 @pytest.mark.parametrize(
-    "override", ["weights.entropy_momentum=0", "optim.min_lr_ratio=1", "optim.clip_grad=0", "rollout.group_size=2"]
+    "override", ["weights.momentum=0", "optim.min_lr_ratio=1", "optim.clip_grad=0", "rollout.group_size=2"]
 )
 def test_a_value_on_an_inclusive_bound_is_allowed(override):
     load([], [override])
@@ -231,7 +231,7 @@ def test_every_value_knows_where_it_comes_from(write):
     config = load([path], ["train.steps=3"])
     assert config.where("optim.lr") == f"{path}:3"
     assert config.where("train.steps") == "override: train.steps=3"
-    assert config.where("weights.rule") == "preset grpo"
+    assert config.where("weights.rule") == "preset weights=uniform"
     assert config.where("run.seed") == "default"
 
 
@@ -316,7 +316,7 @@ def test_help_names_every_key_with_its_type_default_and_sentence():
         assert f"  {key.name}  (" in text and key.help.split()[-1] in text
         assert key.help.endswith(".") or key.help.endswith(").")
     assert "optim.lr  (a number > 0; default 1.0e-06)" in text
-    assert "weights.rule  (score_bound | inverse_entropy | constant; default score_bound)" in text
+    assert "weights.scope  (batch | response; default batch)" in text
     assert "data.eval  (text or null; default null)" in text
 
 

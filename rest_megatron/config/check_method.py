@@ -1,0 +1,74 @@
+"""Rules between the keys of the method: weights, reward, algorithm."""
+
+from rest_megatron.config.refuse import refuse
+from rest_megatron.config.schema import Config
+
+SWITCHES = ("use_format", "use_tool_name", "use_parameters", "use_cot")
+
+
+def check_method(config: Config) -> None:
+    """Raises ConfigError for the first rule that fails."""
+    _check_weights(config)
+    _check_reward(config)
+    _check_judge(config)
+    _check_ratio(config)
+
+
+def _check_weights(config: Config) -> None:
+    weights = config.weights
+    for low, high in (("clamp_min", "clamp_max"), ("w_min", "w_max")):
+        if getattr(weights, low) > getattr(weights, high):
+            refuse(config, f"weights.{low}", f"is above weights.{high}={getattr(weights, high)}", "Swap them")
+    if not any(getattr(weights, name) for name in SWITCHES):
+        refuse(config, "weights.use_cot", "and every other region is off, so nothing would be trained", "Turn one on")
+    if weights.rule != "reference":
+        return
+    if weights.curriculum != "none":
+        rule = "goes with weights.curriculum=none: it has a schedule of its own"
+        refuse(config, "weights.rule", rule, "Set weights.curriculum=none, or weights.preset=reference")
+    off = [name for name in SWITCHES if not getattr(weights, name)]
+    if off:
+        rule = f"has no regions to switch off, but weights.{off[0]}=false"
+        refuse(config, "weights.rule", rule, "Choose another rule for this ablation")
+    if config.data.answer_format != "toolrl":
+        rule = "knows the answers of data.answer_format=toolrl only"
+        refuse(config, "weights.rule", rule, "Choose another rule")
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    if reward.reference_variant != "none" and reward.preset != "reference":
+        refuse(config, "reward.reference_variant", "needs reward.preset=reference", "Set it, or leave the variant out")
+    if reward.preset == "reference" and config.data.answer_format != "toolrl":
+        rule = "reads the answers of data.answer_format=toolrl only"
+        refuse(config, "reward.preset", rule, "Set reward.preset=paper")
+    if reward.preset == "poster" and reward.ramp == "none":
+        rule = "leaves nothing but format at the end of its ramp, which reward.ramp=none holds for the whole run"
+        refuse(config, "reward.preset", rule, "Set reward.ramp=linear, or reward.preset=paper")
+    if reward.overlong_buffer > config.rollout.max_new_tokens:
+        rule = f"is longer than the longest answer, rollout.max_new_tokens={config.rollout.max_new_tokens}"
+        refuse(config, "reward.overlong_buffer", rule, "Make it a part of that length, such as a quarter")
+
+
+def _check_judge(config: Config) -> None:
+    reward = config.reward
+    if reward.judge_url is None:
+        if reward.judge_weight > 0:
+            refuse(config, "reward.judge_weight", "needs a judge, but reward.judge_url is null", "Set reward.judge_url")
+        return
+    if not reward.judge_url.startswith(("http://", "https://")):
+        refuse(config, "reward.judge_url", "is no http:// or https:// address", "Such as http://localhost:8000/v1")
+    if not reward.judge_model:
+        refuse(config, "reward.judge_url", "needs reward.judge_model", "Name the model to ask")
+    if reward.judge_weight == 0:
+        refuse(config, "reward.judge_url", "has no effect with reward.judge_weight=0", "Set reward.judge_weight")
+
+
+def _check_ratio(config: Config) -> None:
+    algorithm = config.algorithm
+    if algorithm.ratio != "sequence":
+        return
+    for name, off in (("kl_coef", 0.0), ("entropy_coef", 0.0), ("clip_ratio_dual", None)):
+        if getattr(algorithm, name) != off:
+            rule = "has no place in the loss on whole answers, algorithm.ratio=sequence"
+            refuse(config, f"algorithm.{name}", rule, "Leave it out, or set algorithm.ratio=token")

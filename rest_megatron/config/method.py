@@ -1,0 +1,141 @@
+"""The sections of the method: presets, token weights, reward, advantages and loss.
+
+Equation numbers refer to arXiv 2509.21826.
+"""
+
+from dataclasses import dataclass
+
+from rest_megatron.config.field import key
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Which method; its preset chooses those of `weights` and `reward` and fills `algorithm`. Explicit keys win."""
+
+    preset: str = key(
+        "paper",
+        "paper: ResT with measured entropies. reference: ResT as its published code computes it. grpo: every token "
+        "weighs the same.",
+        choices=("paper", "reference", "grpo"),
+    )
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Token weights: region weights (Theorem 2, Eq. 9), their curriculum (Eq. 16-17), mean 1 in every answer."""
+
+    preset: str = key(
+        "paper",
+        "paper: this section's defaults. reference: the published code's. uniform: every token weighs 1.",
+        choices=("paper", "reference", "uniform"),
+    )
+    rule: str = key(
+        "score_bound",
+        "Region weight from the region's means over tokens of entropy H and collision c = sum_v p_v^2: score_bound "
+        "1/(1-exp(-H)), inverse_entropy 1/H, collision 1/(1-c), lm_head 1/((1-c)|h|^2) with the last hidden state h, "
+        "constant 1 (Eq. 9). reference: the published code's spans, constants and schedule; it reads no other key.",
+        choices=("score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference"),
+    )
+    scope: str = key(
+        "batch",
+        "Where a region's mean is taken: batch: the step's answers on all ranks, with a running mean over steps; "
+        "response: each answer by itself.",
+        choices=("batch", "response"),
+    )
+    momentum: float = key(0.9, "Running mean over steps with scope=batch; 0 uses this step alone.", ge=0, lt=1)
+    clamp_min: float = key(0.3, "Smallest region weight after the rule is normalised.", gt=0)
+    clamp_max: float = key(2.0, "Largest region weight after the rule is normalised.", gt=0)
+    curriculum: str = key(
+        "linear",
+        "linear: over progress nu = step / train.steps (Eq. 16-17). feedback: weight moves from a region to the next, "
+        "in the order format, tool name, parameters, cot, when the region's accuracy saturates. none: constant.",
+        choices=("linear", "feedback", "none"),
+    )
+    alpha_format: float = key(0.3, "Fall of the format weight over the run (a_f).", ge=0)
+    alpha_parameters: float = key(0.3, "Rise of the parameter weight over the run (a_p).", ge=0)
+    alpha_cot: float = key(0.3, "Rise of the chain-of-thought weight over the run (a_t).", ge=0)
+    w_min: float = key(0.3, "Floor of a falling weight (w_min).", gt=0)
+    w_max: float = key(2.0, "Ceiling of a rising weight (w_max).", gt=0)
+    feedback_shift: float = key(0.3, "Weight that a saturated region has handed to the next one.", ge=0)
+    feedback_rate: float = key(0.1, "Largest change of a region's saturation, 0 to 1, in one step.", gt=0, le=1)
+    feedback_target: float = key(0.95, "Accuracy at which a region counts as saturated.", gt=0, le=1)
+    feedback_patience: int = key(20, "Steps without a better accuracy after which it does, too.", ge=1)
+    use_format: bool = key(True, "false: format tokens weigh 0 (ablation).")
+    use_tool_name: bool = key(True, "false: tool-name tokens weigh 0 (ablation).")
+    use_parameters: bool = key(True, "false: parameter tokens weigh 0 (ablation).")
+    use_cot: bool = key(True, "false: chain-of-thought tokens weigh 0 (the paper's ablation without CoT gradient).")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Scores of answers."""
+
+    preset: str = key(
+        "paper",
+        "paper: strict format, exact JSON types, best assignment of calls. reference: the published code, its defects "
+        "included. poster: R = b_a S_acc (1 - nu) + b_f S_format nu.",
+        choices=("paper", "reference", "poster"),
+    )
+    ramp: str = key(
+        "linear",
+        "Scales of format and correctness: linear: over progress nu. none: those of the end of the run (the paper's "
+        "ablation without dynamic reward).",
+        choices=("linear", "none"),
+    )
+    reference_variant: str = key(
+        "none",
+        "With preset=reference, another of the published code's reward designs.",
+        choices=("none", "correct_max_1", "max_1_step_30_max_3", "coarse", "refined", "intermediate"),
+    )
+    beta_accuracy: float = key(3.0, "b_a of preset=poster.", ge=0)
+    beta_format: float = key(1.0, "b_f of preset=poster.", ge=0)
+    function: str | None = key(
+        None, "Your own reward in place of the preset: package.module:function, or file.py:function (see the README)."
+    )
+    judge_url: str | None = key(
+        None,
+        "An OpenAI-compatible endpoint, such as http://host:8000/v1, that grades answers; its key: OPENAI_API_KEY.",
+    )
+    judge_model: str = key("", "The model to ask there.")
+    judge_weight: float = key(0.0, "Total = reward + judge_weight x grade, a grade in [0, 1]; no grade adds 0.", ge=0)
+    judge_timeout: float = key(30.0, "Seconds to wait for one grade.", gt=0)
+    judge_concurrency: int = key(16, "Grades asked for at once.", ge=1)
+    overlong_buffer: int = key(
+        0, "Soft punishment (DAPO): over the last N tokens below rollout.max_new_tokens the reward falls; 0: off.", ge=0
+    )
+    overlong_penalty: float = key(1.0, "Punishment of an answer as long as rollout.max_new_tokens.", ge=0)
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """Advantages and the clipped loss."""
+
+    advantage: str = key(
+        "group_mean",
+        "Baseline of an answer's score: its group's mean (GRPO), or the mean of the others, leave_one_out (RLOO).",
+        choices=("group_mean", "leave_one_out"),
+    )
+    normalize_by_std: bool = key(True, "Divide group advantages by the group's standard deviation (GRPO).")
+    zero_variance: str = key(
+        "keep",
+        "Groups whose answers all score the same: keep: advantage 0. mask: no gradient at all, not counted in the "
+        "loss's mean. refill: replaced by new prompts (DAPO's dynamic sampling), then as mask.",
+        choices=("keep", "mask", "refill"),
+    )
+    max_refills: int = key(3, "Rollouts that zero_variance=refill may add to one step.", ge=1)
+    ratio: str = key(
+        "token",
+        "Probability ratio that is clipped: token by token, or of the whole answer, length-normalised (GSPO).",
+        choices=("token", "sequence"),
+    )
+    clip_ratio_low: float = key(0.2, "Lower clip of the probability ratio (eps_lo).", gt=0, lt=1)
+    clip_ratio_high: float = key(0.2, "Upper clip of the probability ratio (eps_hi).", gt=0)
+    clip_ratio_dual: float | None = key(None, "Dual clip for negative advantages (c > 1); null: none.", gt=1)
+    loss_aggregation: str = key(
+        "seq-mean-token-mean",
+        "seq-mean-token-mean: 1/G sum_i 1/T_i sum_t. token-mean: one weighted mean over all tokens. "
+        "seq-mean-token-sum-norm: 1/G sum_i 1/rollout.max_new_tokens sum_t (Dr.GRPO).",
+        choices=("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"),
+    )
+    kl_coef: float = key(0.0, "Coefficient of the k3 estimate of KL(policy || initial policy); 0: none.", ge=0)
+    entropy_coef: float = key(0.0, "Coefficient of the entropy bonus.", ge=0)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.answers import answer_pieces, think_open
+from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
 from rest_megatron.rollout.engine import Sample
 
@@ -25,6 +27,10 @@ class Batch:
     """This rank's share of a step's answers. Vectors hold one value per response token, in trajectory order."""
 
     trajectories: list[Trajectory]
+    sample_index: list[int]
+    """Of each trajectory: its number among the step's answers."""
+    group_index: list[int]
+    """Of each trajectory: its prompt's number."""
     advantages: Tensor
     """[T] float32: the answer's advantage, at each of its tokens."""
     regions: Tensor
@@ -35,12 +41,19 @@ class Batch:
     """[T] float32, as the engine drew them."""
     mini_batches: list[MiniBatch]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Response tokens of each trajectory."""
+        return [len(t.response_ids) for t in self.trajectories]
+
 
 def make_batch(
     samples: Sequence[Sample],
     advantages: Tensor,
     token_table: Sequence[bytes],
+    grammar: Grammar,
     *,
+    group_size: int,
     mini_batch_size: int,
     dp_rank: int,
     dp_size: int,
@@ -48,7 +61,7 @@ def make_batch(
 ) -> Batch:
     """Cut the step's answers into mini-batches of `mini_batch_size`, deal each over the data-parallel ranks, keep ours.
 
-    samples: all answers of the step, prompt after prompt; advantages: [len(samples)] float32, in the same order.
+    samples: all answers of the step, `group_size` to each prompt; advantages: [len(samples)] float32, in that order.
     """
     mine: list[int] = []
     mini_batches = []
@@ -64,9 +77,11 @@ def make_batch(
         num_tokens += added
     ours = [samples[i] for i in mine]
     lengths = torch.tensor([len(s.token_ids) for s in ours], dtype=torch.int64)
-    regions = [label for s in ours for label in _regions(s, token_table)]
+    regions = [label for s in ours for label in _regions(s, token_table, grammar)]
     return Batch(
         trajectories=[Trajectory(s.prompt_ids, s.token_ids) for s in ours],
+        sample_index=mine,
+        group_index=[i // group_size for i in mine],
         advantages=advantages[mine].repeat_interleave(lengths).to(device),
         regions=torch.tensor(regions, dtype=torch.int64, device=device),
         sequence_index=torch.arange(len(ours)).repeat_interleave(lengths).to(device),
@@ -75,6 +90,10 @@ def make_batch(
     )
 
 
-def _regions(sample: Sample, token_table: Sequence[bytes]) -> list[int]:
-    pieces = [token_table[token] for token in sample.token_ids]
-    return label_regions(pieces, stop_token=sample.finish_reason == "stop")
+def _regions(sample: Sample, token_table: Sequence[bytes], grammar: Grammar) -> list[int]:
+    return label_regions(
+        answer_pieces(sample, token_table),
+        stop_token=sample.finish_reason == "stop",
+        grammar=grammar,
+        think_open=think_open(sample.prompt_ids, token_table),
+    )

@@ -1,4 +1,4 @@
-"""The command line: train, sft, check, print-config.
+"""The command line.
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint.
 """
@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from rest_megatron.config import describe, dump, load
@@ -14,6 +15,7 @@ from rest_megatron.config.check import check_data_files, check_run, check_run_di
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError, RestError
 from rest_megatron.failure import report
+from rest_megatron.files import FILE_COMMANDS, read_file_arguments
 from rest_megatron.launch import Launch, detect
 from rest_megatron.quiet import quiet_libraries
 
@@ -22,6 +24,11 @@ usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
 
   train          reinforcement learning with ResT token weights (the default command)
   sft            supervised warm start on demonstrations
+  profile        entropy, exact score norm and its bound by region, and how much gradient variance the weights save
+  score          input=a.jsonl output=b.jsonl [step=N]: rewards of rows {response, ground_truth}
+  weigh          input=a.jsonl output=b.jsonl tokenizer=DIR [progress=P | step=N]: token weights of rows {ids, entropy}
+  heatmap        input=a.jsonl tokenizer=DIR [row=N] [output=b.html]: the weights of one answer of a dump, or of weigh
+  prepare        input=a.json output=b.parquet source=toolace|xlam|hammer|sharegpt|openai|typed: rows to train on
   check          versions, configuration, model, tokenizer and data, without a GPU or a process group
   print-config   the resolved configuration as YAML, secrets hidden
 
@@ -31,7 +38,7 @@ usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
 
 Start one process per device: torchrun -m, deepspeed --module, srun python -m, mpirun python -m, or python -m alone.
 """
-COMMANDS = ("train", "sft", "check", "print-config")
+COMMANDS = ("train", "sft", "profile", "score", "weigh", "heatmap", "prepare", "check", "print-config")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +77,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     # Without a command, the first word is an override or missing.
     named = bool(words) and "=" not in words[0]
     arguments.command = words[0] if named else "train"
-    arguments.overrides = words[1:] if named else words
+    words = words[1:] if named else words
+    taken = FILE_COMMANDS.get(arguments.command, ())
+    arguments.files = [word for word in words if word.partition("=")[0] in taken]
+    arguments.overrides = [word for word in words if word.partition("=")[0] not in taken]
     if arguments.help is not None:
         return arguments
     if arguments.command not in COMMANDS:
@@ -92,7 +102,11 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
         return
     config = load(arguments.config, arguments.overrides)
     check_settings(config)
-    if arguments.command == "print-config":
+    if arguments.command in FILE_COMMANDS:
+        files = read_file_arguments(arguments.command, arguments.files, config)
+        if launch.rank == 0:
+            import_module(f"rest_megatron.commands.{arguments.command}").main(config, files, sys.stdout)
+    elif arguments.command == "print-config":
         _write(dump(config), launch)
     elif arguments.command == "check":
         from rest_megatron import preflight
@@ -101,7 +115,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
             preflight.main(config, arguments.world_size, sys.stdout)
     else:
         check_run(config, launch.world_size)
-        check_data_files(config, arguments.command)
+        check_data_files(config, "sft" if arguments.command == "sft" else "train")
         check_run_dir(config)
         _train(arguments.command, config, launch)
 
@@ -109,14 +123,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
 def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-    if command == "train":
-        from rest_megatron import train
-
-        train.main(config, launch)
-    else:
-        from rest_megatron import sft
-
-        sft.main(config, launch)
+    import_module(f"rest_megatron.{command}").main(config, launch)
 
 
 def _write(text: str, launch: Launch) -> None:

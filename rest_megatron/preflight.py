@@ -57,6 +57,8 @@ def layout(config: Config, world_size: int) -> Iterator[tuple[str, str]]:
 
 def model(config: Config) -> Iterator[tuple[str, str]]:
     """The model's tokenizer is readable and fits its vocabulary."""
+    from rest_megatron.data.chat import require_chat_template
+    from rest_megatron.data.template import check_template
     from rest_megatron.data.tokenizer import read_tokenizer
     from rest_megatron.tokens import token_bytes
 
@@ -69,29 +71,34 @@ def model(config: Config) -> Iterator[tuple[str, str]]:
         rule = f"holds a tokenizer with token id {largest}, but config.json has vocab_size={hf['vocab_size']}"
         refuse(config, "model.path", rule, "Tokenizer and weights are of different models: download both again")
     token_bytes(tokenizer, hf["vocab_size"])
+    require_chat_template(tokenizer)
+    for finding in check_template(tokenizer) or ["earlier turns stay as they were, thoughts included"]:
+        yield "chat template", finding
     yield "tokenizer", f"token ids 0..{largest} of a vocabulary of {hf['vocab_size']}"
 
 
 def data(config: Config) -> Iterator[tuple[str, str]]:
     """Every row of every data file that is set can be used."""
     from rest_megatron.data.demonstrations import load_demonstrations
-    from rest_megatron.data.prompts import load_prompts
     from rest_megatron.data.tokenizer import read_tokenizer
-    from rest_megatron.reward.score import parse_ground_truth
+    from rest_megatron.reading import read_prompts
 
     if config.data.train or not config.sft.data:
         check_data_files(config, "train")
     if config.sft.data:
         check_data_files(config, "sft")
     tokenizer = read_tokenizer(config)
-    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "overlong": config.data.overlong}
     for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if path:
-            rows = load_prompts(path, tokenizer, validate=parse_ground_truth, **limits)
-            yield key, f"{len(rows)} prompts in {path}"
+            yield key, f"{len(read_prompts(config, tokenizer, path))} prompts in {path}"
     if config.sft.data:
-        limits["max_response_tokens"] = config.rollout.max_new_tokens
-        rows = load_demonstrations(config.sft.data, tokenizer, **limits)
+        rows = load_demonstrations(
+            config.sft.data,
+            tokenizer,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_response_tokens=config.rollout.max_new_tokens,
+            overlong=config.data.overlong,
+        )
         yield "sft.data", f"{len(rows)} demonstrations in {config.sft.data}"
 
 

@@ -1,43 +1,128 @@
 """Rewards of sampled answers, computed once and shared."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
+import torch
+
 from rest_megatron.actor.parallel import Parallel
-from rest_megatron.reward.score import GroundTruth, Score, score
+from rest_megatron.answers import answer_bytes, think_open
+from rest_megatron.config.schema import RewardConfig
+from rest_megatron.data.prompts import Prompt
+from rest_megatron.errors import RestError
+from rest_megatron.method.advantages import overlong_penalty
+from rest_megatron.reward.judge import Judge
+from rest_megatron.reward.reward import Reward
+from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
-from rest_megatron.tokens import decode
 
-
-def answer_bytes(sample: Sample, token_table: Sequence[bytes]) -> bytes:
-    """The answer's text as bytes, without its stop token."""
-    ids = sample.token_ids[:-1] if sample.finish_reason == "stop" else sample.token_ids
-    return decode(ids, token_table)
+logger = logging.getLogger(__name__)
+Groups = Sequence[Sequence[Sample]]
 
 
 def score_groups(
-    groups: Sequence[Sequence[Sample]],
-    truths: Sequence[GroundTruth],
+    groups: Groups,
+    prompts: Sequence[Prompt],
+    reward: Reward,
     token_table: Sequence[bytes],
     *,
     progress: float,
+    step: int,
     parallel: Parallel,
 ) -> list[list[Score]]:
-    """One Score per answer. Rank 0 scores and broadcasts, so that all ranks train on the same numbers."""
-    scores = None
+    """One Score per answer. Rank 0 scores and broadcasts, so that all ranks train on the same numbers.
+
+    An error of a user's own reward on rank 0 is raised on every rank.
+    """
+    outcome: list[list[Score]] | RestError | None = None
     if parallel.rank == 0:
-        scores = [
-            [score(answer_bytes(sample, token_table), truth, progress=progress) for sample in group]
-            for group, truth in zip(groups, truths, strict=True)
+        try:
+            outcome = [
+                _score_group(group, prompt, reward, token_table, progress, step)
+                for group, prompt in zip(groups, prompts, strict=True)
+            ]
+        except RestError as error:
+            outcome = error
+    outcome = parallel.broadcast_object(outcome)
+    if isinstance(outcome, RestError):
+        raise outcome
+    return outcome
+
+
+def _score_group(group, prompt: Prompt, reward: Reward, token_table, progress: float, step: int) -> list[Score]:
+    truth = reward.read(prompt.ground_truth)
+    opened = think_open(prompt.token_ids, token_table)
+    return [
+        reward.score(answer_bytes(sample, token_table), truth, progress=progress, step=step, think_open=opened)
+        for sample in group
+    ]
+
+
+def add_judge(
+    scores: list[list[Score]],
+    groups: Groups,
+    prompts: Sequence[Prompt],
+    judge: Judge | None,
+    settings: RewardConfig,
+    token_table: Sequence[bytes],
+    parallel: Parallel,
+) -> list[list[Score]]:
+    """Scores with judge_weight times the judge's grade added; an answer without a grade keeps its score.
+
+    judge: on rank 0. Parts gain judge, the grade or 0, and judged, whether there was one.
+    """
+    if settings.judge_url is None:
+        return scores
+    grades = None
+    if judge is not None:
+        questions = [
+            (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))
+            for prompt, group in zip(prompts, groups, strict=True)
+            for sample in group
         ]
-    return parallel.broadcast_object(scores)
+        grades = judge.grades(questions)
+        if None in grades:
+            missing = grades.count(None)
+            logger.warning("the judge gave no grade for %d of %d answers: %s", missing, len(grades), judge.last_error)
+    grades = iter(parallel.broadcast_object(grades))
+    return [[_judged(score, next(grades), settings.judge_weight) for score in group] for group in scores]
+
+
+def add_overlong(
+    scores: list[list[Score]], groups: Groups, settings: RewardConfig, max_new_tokens: int
+) -> list[list[Score]]:
+    """Scores with DAPO's soft punishment of long answers added (arXiv 2503.14476, Eq. 13)."""
+    if settings.overlong_buffer == 0:
+        return scores
+    lengths = torch.tensor([[len(sample.token_ids) for sample in group] for group in groups])
+    penalties = overlong_penalty(lengths, max_new_tokens, settings.overlong_buffer, settings.overlong_penalty)
+    return [
+        [_with_part(s, "overlong", penalty, 1.0) for s, penalty in zip(group, own, strict=True)]
+        for group, own in zip(scores, penalties.tolist(), strict=True)
+    ]
+
+
+def _judged(score: Score, grade: float | None, weight: float) -> Score:
+    graded = _with_part(score, "judge", grade or 0.0, weight)
+    return _with_part(graded, "judged", float(grade is not None), 0.0)
+
+
+def _with_part(score: Score, name: str, value: float, weight: float) -> Score:
+    return replace(score, total=score.total + weight * value, parts=score.parts | {name: value})
 
 
 def reward_metrics(scores: Sequence[Score]) -> dict[str, float]:
-    """Means over answers: total reward, share of well-formed answers, correctness term, and each part."""
+    """Means over answers: total reward, correctness term, and each part, over the answers that have it."""
     metrics = {
         "reward/mean": fmean(s.total for s in scores),
-        "reward/format": fmean(s.format > 0 for s in scores),
         "reward/correctness": fmean(s.correctness for s in scores),
     }
-    return metrics | {f"reward/{name}": fmean(s.parts[name] for s in scores) for name in scores[0].parts}
+    names = dict.fromkeys(name for s in scores for name in s.parts)
+    return metrics | {f"reward/{name}": fmean(s.parts[name] for s in scores if name in s.parts) for name in names}
+
+
+def accuracies(metrics: Mapping[str, float]) -> tuple[float | None, ...]:
+    """Format rate, tool-name and parameter accuracy of a step; None where the reward does not tell."""
+    return tuple(metrics.get(f"reward/{name}") for name in ("format", "name", "parameter_values"))

@@ -1,5 +1,6 @@
 """Everything a run is built from: this process's place, tokenizer, actor, engine and logs."""
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.model import check_supported
@@ -15,13 +16,17 @@ from rest_megatron.actor.parallel import Parallel, choose_device, initialize, sh
 from rest_megatron.checkpoint.hf import weight_source
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
+from rest_megatron.data.template import read_template
 from rest_megatron.errors import CheckpointError
+from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.launch import Launch
 from rest_megatron.observe.metrics import MetricsLogger, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
+from rest_megatron.reward.judge import Judge, build_judge
+from rest_megatron.reward.reward import Reward, build_reward
 from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.sampler import Sampler
-from rest_megatron.tokens import token_bytes
+from rest_megatron.tokens import stop_token_ids, token_bytes
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class Session:
     run_dir: Path
     parallel: Parallel
     token_table: list[bytes]
+    chat_template: str | None
+    """The one of data.chat_template; None: the model's own."""
+    grammar: Grammar
+    reward: Reward
+    judge: Judge | None
+    """On the rank that scores, when there is one."""
     actor: Actor
     rollout: RolloutEngine
     metrics: MetricsLogger
@@ -42,14 +53,9 @@ class Session:
         """Whether this rank writes the files of the run."""
         return self.parallel.rank == 0
 
-
-def stop_token_ids(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end an answer: the tokenizer's end-of-turn token and those of generation_config.json."""
-    ids = {tokenizer.eos_token_id}
-    if (model_path / "generation_config.json").exists():
-        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-        ids.update([listed] if isinstance(listed, int) else listed or [])
-    return sorted(ids)
+    def export(self, name: str) -> None:
+        """Write the policy as the Hugging Face directory run_dir/name. Collective."""
+        self.actor.export(self.run_dir / name, self.chat_template)
 
 
 @contextmanager
@@ -66,6 +72,9 @@ def open_session(
     check_supported(hf)
     weights = weight_source(config.model, config.run.seed, hf)
     table = token_bytes(tokenizer, hf.vocab_size)
+    reward = build_reward(config)
+    named = config.data.chat_template
+    template = None if named is None else read_template(named, config.where("data.chat_template"))
     device = choose_device(config.run.device, launch)
     run_dir = Path(config.run.dir)
     with open_metrics(launch.rank, run_dir, config) as metrics, open_progress(launch.rank, config) as progress:
@@ -76,7 +85,21 @@ def open_session(
         require_shared(run_dir)
         actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
         rollout = Sampler(actor.policy, parallel, config.rollout, stop_token_ids(model_path, tokenizer))
-        yield Session(config, run_dir, parallel, table, actor, rollout, metrics, progress)
+        judge = build_judge(config.reward, os.environ) if parallel.rank == 0 else None
+        yield Session(
+            config=config,
+            run_dir=run_dir,
+            parallel=parallel,
+            token_table=table,
+            chat_template=template,
+            grammar=GRAMMARS[config.data.answer_format],
+            reward=reward,
+            judge=judge,
+            actor=actor,
+            rollout=rollout,
+            metrics=metrics,
+            progress=progress,
+        )
         rollout.close()
     # Not after an error: the ranks still need the group to agree on who reports it.
     shutdown()

@@ -31,7 +31,7 @@ def main(config: Config, launch: Launch) -> None:
             metrics["time/step"] = time.perf_counter() - started
             session.metrics.log(step + 1, metrics)
             session.progress.step(step + 1, config.sft.steps, metrics)
-        session.actor.export(session.run_dir / "hf")
+        session.export("hf")
 
 
 def supervised_step(session: Session, chosen: list[Trajectory]) -> dict[str, float]:

@@ -1,14 +1,19 @@
-"""The bytes behind token ids.
+"""The bytes behind token ids, and the ids that end an answer.
 
 Rewards and regions read the sampled tokens themselves. Text is never tokenised again: ids that come back from a
 second tokenisation are not always the ids the model sampled.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import decoders
+from transformers import GenerationConfig
 
-from rest_megatron.errors import ConfigError
+from rest_megatron.errors import CheckpointError, ConfigError
+
+# End-of-turn tokens of ChatML and Llama 3, for a tokenizer.json that comes without the file that names its own.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
 
 
 def token_bytes(tokenizer, vocab_size: int | None = None) -> list[bytes]:
@@ -43,6 +48,25 @@ def token_bytes(tokenizer, vocab_size: int | None = None) -> list[bytes]:
             "tokenizer and config.json must belong to the same model"
         )
     return [pieces.get(index, b"") for index in range(size)]
+
+
+def stop_token_ids(directory: Path, tokenizer) -> list[int]:
+    """The ids that end an answer: the tokenizer's end-of-turn token and those of generation_config.json beside it.
+
+    Where neither names one, those of the TURN_ENDS that the tokenizer has.
+    Raises CheckpointError when generation_config.json cannot be read.
+    """
+    ids = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    if (directory / "generation_config.json").exists():
+        try:
+            listed = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{directory / 'generation_config.json'} cannot be read: {error}") from error
+        ids.update([listed] if isinstance(listed, int) else listed or [])
+    if not ids:
+        known = tokenizer.get_vocab()
+        ids = {known[token] for token in TURN_ENDS if token in known}
+    return sorted(ids)
 
 
 def decode(ids: Iterable[int], table: Sequence[bytes]) -> bytes:

@@ -1,31 +1,28 @@
-"""ResT reinforcement learning: the loop.
+"""Reinforcement learning: the loop.
 
 prompts -> answers -> scores -> advantages -> entropies -> token weights -> one clipped update per mini-batch.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-
-from rest_megatron.batch import Batch, make_batch
+from rest_megatron.actor.microbatch import PolicyStreams
+from rest_megatron.batch import make_batch
+from rest_megatron.collecting import collect
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
-from rest_megatron.data.prompts import Prompt, load_prompts
+from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.launch import Launch
-from rest_megatron.method.advantages import group_relative
-from rest_megatron.method.aggregation import loss_weights
+from rest_megatron.observe.alarms import Alarms
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, rollout_metrics
-from rest_megatron.reward.score import parse_ground_truth
-from rest_megatron.scoring import reward_metrics, score_groups
+from rest_megatron.reading import read_prompts
+from rest_megatron.scoring import accuracies, reward_metrics
 from rest_megatron.session import Session, open_session
-from rest_megatron.weighing import weigh
+from rest_megatron.updating import measure_gradient_variance, region_update_metrics, token_vectors, update
+from rest_megatron.weighing import WeightState, weigh
 
 
 def optimizer_steps(config: Config) -> int:
@@ -43,39 +40,32 @@ def main(config: Config, launch: Launch) -> None:
         before = evaluate(session, 0, heldout)
         train(session, prompts, heldout)
         after = evaluate(session, config.train.steps, heldout)
-        session.actor.export(session.run_dir / "hf")
+        session.export("hf")
         if session.is_main:
             write_report(session.run_dir)
             session.progress.write(final_table(before, after) if heldout else "trained")
-
-
-def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Prompt]:
-    """Prompts of a file, every row checked against the limits and the reward's parser."""
-    return load_prompts(
-        path,
-        tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        overlong=config.data.overlong,
-        validate=parse_ground_truth,
-    )
 
 
 def train(session: Session, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
     """All steps."""
     config = session.config
     cursor = PromptCursor(len(prompts), config.run.seed)
-    running_entropy = None
-    for step in range(config.train.steps):
+    alarms = Alarms(config.alarms)
+    state = WeightState()
+    for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
-        chosen = [prompts[i] for i in cursor.next_batch(config.rollout.prompts_per_step)]
-        running_entropy, metrics = train_step(session, step, chosen, running_entropy)
+        state, metrics = train_step(session, step, state, lambda n: [prompts[i] for i in cursor.next_batch(n)])
         metrics["time/step"] = time.perf_counter() - started
-        session.metrics.log(step + 1, metrics)
-        session.progress.step(step + 1, config.train.steps, metrics)
-        if due(config.train.eval_interval, step + 1, config.train.steps):
-            evaluate(session, step + 1, heldout)
-        if due(config.train.export_interval, step + 1, config.train.steps):
-            session.actor.export(session.run_dir / f"hf-{step + 1:06d}")
+        messages = alarms.update(step, metrics)
+        metrics |= alarms.metrics
+        session.metrics.log(step, metrics)
+        session.progress.step(step, config.train.steps, metrics)
+        for message in messages:
+            session.progress.write(message)
+        if due(config.train.eval_interval, step, config.train.steps):
+            evaluate(session, step, heldout)
+        if due(config.train.export_interval, step, config.train.steps):
+            session.export(f"hf-{step:06d}")
 
 
 def due(interval: int, step: int, last: int) -> bool:
@@ -84,30 +74,22 @@ def due(interval: int, step: int, last: int) -> bool:
 
 
 def train_step(
-    session: Session, step: int, prompts: Sequence[Prompt], running_entropy: Tensor | None
-) -> tuple[Tensor, dict[str, float]]:
-    """One rollout and its updates. Returns the running region entropies [4] and the step's metrics."""
+    session: Session, step: int, state: WeightState, next_prompts: Callable[[int], list[Prompt]]
+) -> tuple[WeightState, dict[str, float]]:
+    """One rollout and its updates; steps count from 1. Returns the state of the token weights and the metrics."""
     config, actor, parallel = session.config, session.actor, session.parallel
-    progress = step / config.train.steps
-    started = time.perf_counter()
+    progress = (step - 1) / config.train.steps
     session.rollout.publish(actor.version)
-    groups = session.rollout.generate(
-        [p.token_ids for p in prompts],
-        group_size=config.rollout.group_size,
-        seed=config.run.seed + 1_000_003 * (step + 1),
-    )
-    rollout_seconds = time.perf_counter() - started
-
-    truths = [parse_ground_truth(p.ground_truth) for p in prompts]
-    scores = score_groups(groups, truths, session.token_table, progress=progress, parallel=parallel)
-    totals = torch.tensor([[s.total for s in group] for group in scores])
-    advantages = group_relative(totals, normalize_by_std=config.algorithm.normalize_by_std).flatten()
-    samples = [sample for group in groups for sample in group]
+    experience = collect(session, step, progress, next_prompts)
+    rewards = reward_metrics(experience.all_scores)
+    samples = experience.trained
     batch = make_batch(
         samples,
-        advantages,
+        experience.advantages.flatten(),
         session.token_table,
-        mini_batch_size=config.train.mini_batch_size or len(samples),
+        session.grammar,
+        group_size=config.rollout.group_size,
+        mini_batch_size=config.train.mini_batch_size or max(1, len(samples)),
         dp_rank=parallel.dp_rank,
         dp_size=parallel.dp_size,
         device=parallel.device,
@@ -115,36 +97,29 @@ def train_step(
 
     started = time.perf_counter()
     old = actor.log_probs(batch.trajectories)
-    weights = weigh(batch, old, running_entropy, progress, config.weights, parallel.dp_group)
-    updates = [
-        update(session, batch, i, old.log_probs, weights.tokens)
-        for _ in range(config.train.epochs)
-        for i in range(len(batch.mini_batches))
-    ]
+    weights = weigh(
+        batch,
+        old,
+        state,
+        progress=progress,
+        step=step,
+        accuracy=accuracies(rewards),
+        settings=config.weights,
+        token_table=session.token_table,
+        dp_group=parallel.dp_group,
+    )
+    streams = PolicyStreams(old.log_probs, batch.advantages, weights.tokens, actor.ref_log_probs(batch.trajectories))
+    metrics = {"progress": progress} | weights.metrics() | rewards
+    if experience.num_trained > 1 and due(config.train.gradient_variance_interval, step, config.train.steps + 1):
+        metrics |= measure_gradient_variance(session, batch, streams, experience.num_trained)
+    log_probs, update_metrics = update(session, batch, streams)
 
-    metrics = {"progress": progress} | weights.metrics() | reward_metrics([s for group in scores for s in group])
-    metrics |= rollout_metrics(samples, totals, rollout_seconds)
-    metrics |= {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+    metrics |= update_metrics | region_update_metrics(session, batch, streams, log_probs)
+    metrics |= rollout_metrics(experience)
     metrics["rollout/log_prob_difference"] = log_prob_difference(old.log_probs, batch.rollout_log_probs, parallel)
-    metrics |= {"time/rollout": rollout_seconds, "time/update": time.perf_counter() - started}
-    if session.is_main and config.rollout.dump:
-        dump_rollouts(session.run_dir, step + 1, prompts, groups, scores, advantages, session.token_table)
-    return weights.running_entropy, metrics
-
-
-def update(session: Session, batch: Batch, number: int, old_log_probs: Tensor, weights: Tensor) -> dict[str, float]:
-    """One optimizer step on mini-batch `number`; its loss is normalised over all micro-batches and ranks."""
-    part = batch.mini_batches[number]
-    total_weight = weights[part.tokens].double().sum()
-    dist.all_reduce(total_weight, group=session.parallel.dp_group)
-    sequence_index = batch.sequence_index[part.tokens] - part.sequences.start
-    normalised = loss_weights(
-        weights[part.tokens],
-        sequence_index,
-        part.num_sequences_global,
-        session.config.algorithm.loss_aggregation,
-        float(total_weight),
-    )
-    return session.actor.update(
-        batch.trajectories[part.sequences], old_log_probs[part.tokens], batch.advantages[part.tokens], normalised
-    )
+    metrics |= {"time/rollout": experience.seconds, "time/update": time.perf_counter() - started}
+    if config.rollout.dump:
+        vectors = token_vectors(session, batch, streams, old.entropy, log_probs)
+        if session.is_main:
+            dump_rollouts(session.run_dir, step, experience, session.token_table, vectors)
+    return weights.state, metrics

@@ -1,6 +1,8 @@
 """From this step's entropies to token weights: the pure method, with its sums made global over data-parallel ranks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,46 +12,123 @@ from rest_megatron.actor.actor import TokenStats
 from rest_megatron.batch import Batch
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.curriculum import anneal
+from rest_megatron.method.feedback import FeedbackState, shift, update_feedback
+from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.weights import region_sums, region_weights, token_weights, update_region_entropy
+from rest_megatron.method.weights import (
+    region_means_by_response,
+    region_sums,
+    region_switches,
+    region_weights,
+    token_statistic,
+    token_weights,
+    update_running_mean,
+)
+
+
+@dataclass(frozen=True)
+class WeightState:
+    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
+
+    running_mean: tuple[float, ...] | None = None
+    """Of the rule's statistic in each region; nan for a region never seen."""
+    feedback: FeedbackState = field(default_factory=FeedbackState)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
+        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
+        """What `to_dict` gave."""
+        mean = values["running_mean"]
+        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
+        return cls(mean, FeedbackState.from_dict(values["feedback"]))
 
 
 @dataclass(frozen=True)
 class StepWeights:
-    """Vectors of four follow the order of `Region`."""
+    """The weights of one step. Means per region are [4] in the order of `Region`, nan for an absent one."""
 
     tokens: Tensor
     """[T] float32: weight of each of this rank's response tokens, mean 1 in every answer."""
-    by_region: Tensor
-    """[4]: what the tokens of a region weighed before that normalisation."""
-    entropy: Tensor
-    """[4]: mean entropy of each region in this step's global batch, nan for an absent one."""
-    score_norm: Tensor
-    """[4]: likewise E||s_t||^2 = 1 - sum_v p_v^2, the exact quantity that 1 - exp(-H) bounds (Lemma 2)."""
-    running_entropy: Tensor
-    """[4]: its running mean, which the weights follow; pass it to the next step."""
+    means: dict[str, Tensor]
+    """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
+    bounds), lm_head score_norm * |h|^2, weight."""
+    state: WeightState
 
     def metrics(self) -> dict[str, float]:
-        """Entropy, score norm and weight of each region."""
-        named = {"entropy": self.entropy, "score_norm": self.score_norm, "weight": self.by_region}
-        return {f"{name}/{r.name.lower()}": float(values[r]) for name, values in named.items() for r in Region}
+        """Every mean of every region, and how far each region's feedback curriculum is."""
+        regions = {f"{name}/{r.name.lower()}": float(mean[r]) for name, mean in self.means.items() for r in Region}
+        return regions | self.state.feedback.metrics()
 
 
 def weigh(
     batch: Batch,
-    old: TokenStats,
-    running_entropy: Tensor | None,
+    stats: TokenStats,
+    state: WeightState,
+    *,
     progress: float,
+    step: int,
+    accuracy: Sequence[float | None],
     settings: WeightsConfig,
+    token_table: Sequence[bytes],
     dp_group: dist.ProcessGroup,
 ) -> StepWeights:
-    """Token weights of this rank's answers. old: of each token; running_entropy: the last step's, None at first."""
-    sums, counts = region_sums(old.entropy, batch.regions)
-    score_sums, _ = region_sums(1.0 - old.collision, batch.regions)
-    totals = torch.stack([sums, counts, score_sums])
+    """Token weights of this rank's answers.
+
+    stats: of each token under the sampling weights. state: the last step's. step: counts from 1, as in the published
+    code. accuracy: format rate, tool-name and parameter accuracy of the step's answers, None for what was not measured;
+    the feedback curriculum follows them.
+    """
+    if settings.curriculum == "feedback":
+        state = WeightState(state.running_mean, update_feedback(state.feedback, accuracy, settings))
+    if settings.rule == "reference":
+        tokens = _reference(batch, step, token_table)
+    else:
+        statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
+        means, state = _region_means(batch, statistic, state, settings, dp_group)
+        weights = region_weights(means, settings)
+        if settings.curriculum == "feedback":
+            weights = shift(weights, state.feedback, settings)
+        else:
+            weights = anneal(weights, progress, settings)
+        weights = weights * region_switches(settings).to(weights.device)
+        tokens = token_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
+    score_norm = 1.0 - stats.collision
+    described = {
+        "entropy": stats.entropy,
+        "score_norm": score_norm,
+        "lm_head": score_norm * stats.hidden_norm_squared,
+        "weight": tokens,
+    }
+    return StepWeights(tokens, global_means(described, batch.regions, dp_group), state)
+
+
+def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.ProcessGroup) -> dict[str, Tensor]:
+    """The mean [4] of each [T] vector over the tokens of a region on all data-parallel ranks; nan for an absent one."""
+    pairs = [region_sums(value, regions) for value in values.values()]
+    totals = torch.stack([torch.stack(pair) for pair in pairs])
     dist.all_reduce(totals, group=dp_group)
-    sums, counts, score_sums = totals
-    running_entropy = update_region_entropy(running_entropy, sums, counts, settings.entropy_momentum)
-    by_region = anneal(region_weights(running_entropy, settings), progress, settings)
-    tokens = token_weights(by_region, batch.regions, batch.sequence_index, len(batch.trajectories))
-    return StepWeights(tokens, by_region, sums / counts, score_sums / counts, running_entropy)
+    return {name: sums / counts for name, (sums, counts) in zip(values, totals, strict=True)}
+
+
+def _region_means(
+    batch: Batch, statistic: Tensor, state: WeightState, settings: WeightsConfig, dp_group: dist.ProcessGroup
+) -> tuple[Tensor, WeightState]:
+    """Means of the rule's statistic: [4] of all ranks' answers and running over steps, or [N, 4] of each answer."""
+    if settings.scope == "response":
+        means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
+        return means, state
+    totals = torch.stack(region_sums(statistic, batch.regions))
+    dist.all_reduce(totals, group=dp_group)
+    last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
+    mean = update_running_mean(last, *totals, settings.momentum)
+    return mean, WeightState(tuple(mean.tolist()), state.feedback)
+
+
+def _reference(batch: Batch, step: int, token_table: Sequence[bytes]) -> Tensor:
+    pieces = ([token_table[token] for token in t.response_ids] for t in batch.trajectories)
+    weights = [weight for own in pieces for weight in reference_weights(own, step=step)]
+    return torch.tensor(weights, dtype=torch.float32, device=batch.regions.device)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from rest_megatron.data.prompts import Prompt
-from rest_megatron.observe.rollouts import length_metrics
-from rest_megatron.reward.score import parse_ground_truth
+from rest_megatron.observe.rollouts import dump_evaluation, length_metrics
 from rest_megatron.scoring import reward_metrics, score_groups
 from rest_megatron.session import Session
 
@@ -15,6 +14,8 @@ FINAL_PROGRESS = 1.0
 def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Reward metrics of one answer per prompt at the training temperature, logged for `step`; {} without prompts.
 
+    The reward is the rule's or the user's alone, without a judge's grade and without the punishment of long answers.
+
     The seed is always the run's, so evaluations of different steps use paired draws.
     """
     if not prompts:
@@ -22,8 +23,17 @@ def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str
     seed = session.config.run.seed
     session.rollout.publish(session.actor.version)
     groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
-    truths = [parse_ground_truth(p.ground_truth) for p in prompts]
-    scores = score_groups(groups, truths, session.token_table, progress=FINAL_PROGRESS, parallel=session.parallel)
+    scores = score_groups(
+        groups,
+        prompts,
+        session.reward,
+        session.token_table,
+        progress=FINAL_PROGRESS,
+        step=session.config.train.steps,
+        parallel=session.parallel,
+    )
+    if session.is_main and session.config.rollout.dump:
+        dump_evaluation(session.run_dir, step, prompts, groups, scores, session.token_table)
     samples = [sample for group in groups for sample in group]
     metrics = reward_metrics([score for group in scores for score in group])
     metrics |= length_metrics(samples)

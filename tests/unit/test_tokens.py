@@ -1,4 +1,4 @@
-"""`rest_megatron.tokens`: the bytes behind token ids."""
+"""`rest_megatron.tokens`: the bytes behind token ids, and the ids that end an answer."""
 
 import json
 import lzma
@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rest_megatron.errors import ConfigError
-from rest_megatron.tokens import decode, token_bytes
+from rest_megatron.errors import CheckpointError, ConfigError
+from rest_megatron.tokens import decode, stop_token_ids, token_bytes
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
@@ -101,3 +101,29 @@ def test_a_tokenizer_without_bytes_is_refused():
     backend = Tokenizer(models.WordLevel(vocab={"a": 0, "<unk>": 1}, unk_token="<unk>"))
     with pytest.raises(ConfigError, match="byte-level"):
         token_bytes(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.mark.parametrize("listed, expected", [("257", [256, 257]), ("[65, 257]", [65, 256, 257]), ("null", [256])])
+def test_stop_tokens_of_generation_config_are_added(tmp_path, listed, expected):
+    tokenizer = byte_level(all_bytes_vocab())
+    tokenizer.add_special_tokens({"eos_token": "<end>", "pad_token": "<pad>"})
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {listed}}}')
+    assert stop_token_ids(tmp_path, tokenizer) == expected
+
+
+@pytest.mark.parametrize("names", [[], ["<pad>"], ["<|eot_id|>"], ["<|im_end|>", "<|eot_id|>"]])
+@pytest.mark.parametrize("eos", [None, "<end>"])
+def test_turn_ends_are_known_by_name_where_no_stop_token_is(tmp_path, names, eos):
+    tokenizer = byte_level(all_bytes_vocab())
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    known = [256 + i for i, name in enumerate(names) if name != "<pad>"]
+    if eos is not None:
+        tokenizer.add_special_tokens({"eos_token": eos})
+        known = [256 + len(names)]
+    assert stop_token_ids(tmp_path, tokenizer) == known
+
+
+def test_a_generation_config_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="generation_config.json cannot be read"):
+        stop_token_ids(tmp_path, byte_level(all_bytes_vocab()))

@@ -1,0 +1,1 @@
+"""Commands over files of rows: no model, no process group."""

@@ -1,0 +1,122 @@
+"""The `prepare` command: a tool-use data set as training rows, one per action of the assistant."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rest_megatron.config.schema import Config
+from rest_megatron.data.chat import read_messages
+from rest_megatron.data.convert import SOURCES
+from rest_megatron.data.convert.render import native_row, rlla_row
+from rest_megatron.data.convert.steps import Step, steps, unusable
+from rest_megatron.data.replace import replacing
+from rest_megatron.data.rows import BadRow, as_object, first_faults, read_rows, text
+from rest_megatron.errors import ConfigError, DataError
+from rest_megatron.files import FileArguments
+from rest_megatron.reward.score import parse_ground_truth
+
+
+@dataclass
+class Conversion:
+    """What became of the records: rows, the number of actions left out by reason, and the records that are bad."""
+
+    rows: list[dict] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    bad_records: list[str] = field(default_factory=list)
+    system_messages: int = 0
+    """Dialogues with a system message of their own."""
+
+
+def main(config: Config, files: FileArguments, stream: TextIO) -> None:
+    """Convert files.input, records of files.source, to files.output, and write the counts to `stream`.
+
+    data.answer_format "toolrl" writes rows in ToolRL's schema, the others messages and a column `tools`.
+    Raises ConfigError for an unknown source or kind of output, DataError when a file cannot be read or written or no
+    record is usable.
+    """
+    writer = _writer(files.output)
+    if files.source not in SOURCES:
+        raise ConfigError(f"source={files.source} is not known; sources: {', '.join(SOURCES)}")
+    records = read_rows(files.input)
+    done = convert(records, files.source, config.data.answer_format)
+    lines = _report(done, config.data.answer_format)
+    if not done.rows:
+        raise DataError("\n".join([f"{files.input}: none of {len(records)} {files.source} records is usable", *lines]))
+    with replacing(files.output) as path:
+        writer(done.rows, path)
+    title = f"{files.output}: {len(done.rows)} rows from {len(records)} {files.source} records in {files.input}"
+    stream.write("\n".join([title, *lines]) + "\n")
+
+
+def convert(records: list[tuple[str, object]], source: str, answer_format: str) -> Conversion:
+    """Rows of every action that can be learnt from.
+
+    records: as `read_rows` gives them. source: a key of SOURCES. answer_format: as data.answer_format.
+    """
+    done = Conversion()
+    for number, (where, record) in enumerate(records):
+        try:
+            dialogue = SOURCES[source](as_object(record))
+        except BadRow as fault:
+            done.bad_records.append(f"{where}: {fault}")
+            continue
+        done.system_messages += bool(dialogue.system)
+        for step in steps(dialogue):
+            row = _row(step, answer_format, len(done.rows), f"{source}:{dialogue.id or number}:{step.number}")
+            reason = unusable(step) or _refusal(row)
+            if reason:
+                done.dropped[reason] += 1
+            else:
+                done.rows.append(row)
+    return done
+
+
+def _row(step: Step, answer_format: str, index: int, source: str) -> dict:
+    if answer_format == "toolrl":
+        return rlla_row(step, index, source)
+    return native_row(step, answer_format, index, source)
+
+
+def _refusal(row: dict) -> str:
+    """Why training would refuse the row, "" when it takes it."""
+    try:
+        read_messages(row)
+        parse_ground_truth(text(row["reward_model"], "ground_truth"))
+    except ValueError as reason:
+        return str(reason)
+    return ""
+
+
+def _report(done: Conversion, answer_format: str) -> list[str]:
+    lines = []
+    if done.dropped:
+        lines.append(f"{done.dropped.total()} actions left out:")
+        lines += first_faults([f"{count} x {reason}" for reason, count in done.dropped.most_common()])
+    if done.bad_records:
+        lines.append(f"{len(done.bad_records)} records cannot be read (rows count from 0, lines from 1):")
+        lines += first_faults(done.bad_records)
+    if done.system_messages and answer_format == "toolrl":
+        lines.append(f"{done.system_messages} records have a system message, which ToolRL's instruction replaces")
+    return lines
+
+
+def _writer(output: Path) -> Callable[[list[dict], Path], None]:
+    writers = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
+    if output.suffix not in writers:
+        raise ConfigError(f"output={output} ends in {output.suffix!r}; rows are written to {', '.join(writers)}")
+    return writers[output.suffix]
+
+
+def _write_parquet(rows: list[dict], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def _write_jsonl(rows: list[dict], path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

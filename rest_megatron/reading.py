@@ -1,0 +1,29 @@
+"""Prompts as a run needs them: every row checked against the limits, by the reward and against the answers' grammar."""
+
+from transformers import PreTrainedTokenizerBase
+
+from rest_megatron.config.refuse import refuse
+from rest_megatron.config.schema import Config
+from rest_megatron.data.prompts import Prompt, load_prompts
+from rest_megatron.grammar import GRAMMARS, opens_think
+from rest_megatron.reward.reward import build_reward
+
+
+def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Prompt]:
+    """All prompts of a file.
+
+    Raises DataError for a bad row, ConfigError for a chat template that data.answer_format cannot follow.
+    """
+    prompts = load_prompts(
+        path,
+        tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        overlong=config.data.overlong,
+        validate=build_reward(config).read,
+    )
+    # One template renders all rows.
+    opened = opens_think(tokenizer.decode(prompts[0].token_ids).encode("utf-8"))
+    if opened and GRAMMARS[config.data.answer_format].think is None:
+        rule = "has no thoughts, but the chat template opens one before the answer"
+        refuse(config, "data.answer_format", rule, "Choose toolrl or hermes, or another data.chat_template")
+    return prompts

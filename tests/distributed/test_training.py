@@ -1,0 +1,103 @@
+"""Whole training runs: every method of the examples gives the same numbers on TP 2 x PP 2 as on one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.training_cases import ran, read_metrics
+from tests.system.runs import make_run
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+METHODS = sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])
+SETTINGS = [
+    "reward.overlong_buffer=8",
+    "rollout.max_new_tokens=64",
+    "train.max_tokens_per_micro_batch=128",
+    "rollout.group_size=4",
+    "train.gradient_variance_interval=2",
+    "log.quiet=true",
+]
+CUT = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
+SEQUENCE_PARALLEL = [*CUT, "parallel.sequence_parallel=true", "kernels.level=hidden"]
+EXTRA = {"kl": ["algorithm.kl_coef=0.1"], "lm_head": ["weights.rule=lm_head"], "poster": ["reward.preset=poster"]}
+
+
+def run(pool, directory, world_size, command="train", files=(), overrides=()):
+    directory.mkdir()
+    words = [*make_run(directory), *SETTINGS, *overrides]
+    pool.run(ran, world_size, command, [str(file) for file in files], words)
+    return directory / "run"
+
+
+def same(rows, expected):
+    assert len(rows) == len(expected) > 0
+    for row, want in zip(rows, expected, strict=True):
+        assert row == pytest.approx(want, rel=2e-3, abs=2e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("file", METHODS, ids=[path.stem for path in METHODS])
+def test_a_method_of_the_examples_trains_alike_on_every_layout(pool, tmp_path, file):
+    alone = read_metrics(run(pool, tmp_path / "one", 1, files=[file]))
+    cut = read_metrics(run(pool, tmp_path / "cut", 4, files=[file], overrides=CUT))
+    same(cut, alone)
+    assert all(row["actor/grad_norm"] > 0 for row in alone)
+    assert alone[1]["gradient_variance/weights/variance"] > 0
+
+
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+def test_an_option_trains_alike_with_sequence_parallelism_and_hidden_states(pool, tmp_path, extra):
+    alone = read_metrics(run(pool, tmp_path / "one", 1, overrides=extra))
+    same(read_metrics(run(pool, tmp_path / "cut", 4, overrides=[*SEQUENCE_PARALLEL, *extra])), alone)
+
+
+def test_uniform_weights_measure_the_same_variance_as_themselves(pool, tmp_path):
+    row = read_metrics(run(pool, tmp_path / "one", 1, files=[EXAMPLES / "baselines/grpo.yaml"]))[1]
+    ours, uniform = (row[f"gradient_variance/{name}/variance"] for name in ("weights", "uniform"))
+    assert ours == pytest.approx(uniform, rel=1e-5)
+    assert row["weight_mass/format"] == pytest.approx(row["share/format"])
+
+
+def test_the_ablation_without_cot_gradient_puts_no_weight_there(pool, tmp_path):
+    rows = read_metrics(run(pool, tmp_path / "one", 1, files=[EXAMPLES / "ablations/no_cot_gradient.yaml"]))
+    assert all(row["weight/cot"] == row["weight_mass/cot"] == 0 < row["weight/format"] for row in rows)
+    assert all(row["share/cot"] > 0 for row in rows)
+
+
+def test_without_the_ramp_the_reward_s_scale_stays(pool, tmp_path):
+    file = EXAMPLES / "ablations/no_dynamic_reward.yaml"
+    run_dir = run(pool, tmp_path / "one", 1, files=[file], overrides=["reward.overlong_buffer=0"])
+    for step in (1, 2):
+        rows = [json.loads(line) for line in (run_dir / f"rollouts/step-{step}.jsonl").read_text().splitlines()]
+        assert max(row["format"] for row in rows) == 1.0 and max(row["correctness"] for row in rows) == 3.0
+
+
+def test_a_dump_holds_every_token_s_region_weight_entropy_and_ratio(pool, tmp_path):
+    run_dir = run(pool, tmp_path / "cut", 4, overrides=["parallel.tensor_model_parallel_size=2", "train.epochs=2"])
+    rows = [json.loads(line) for line in (run_dir / "rollouts/step-1.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    for row in rows:
+        assert {len(row[name]) for name in ("regions", "entropy", "weights", "ratio", "clipped")} == {len(row["ids"])}
+        assert sum(row["weights"]) == pytest.approx(len(row["ids"]), rel=1e-5)
+        assert row["regions"][-1] == "format"
+    # The second epoch's ratios have moved away from 1.
+    assert any(abs(ratio - 1) > 1e-4 for row in rows for ratio in row["ratio"])
+
+
+def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_path):
+    found = []
+    for name, world_size, layout in (("one", 1, []), ("cut", 4, CUT), ("data", 2, [])):
+        run_dir = run(pool, tmp_path / name, world_size, "profile", overrides=["profile.prompts=4", *layout])
+        assert (run_dir / "profile.png").read_bytes().startswith(b"\x89PNG")
+        assert "lemma" in (run_dir / "profile.html").read_text().lower()
+        found.append(json.loads((run_dir / "profile.json").read_text()))
+    alone = found[0]
+    assert alone["lemma_2"]["violations"] == 0 < alone["lemma_2"]["tokens"]
+    assert alone["answers"] == 16 and alone["gradient_variance"]["weights"]["groups"] == 4
+    for region in alone["regions"].values():
+        assert region["score_norm"] <= region["bound"] + 1e-6
+    for other in found[1:]:
+        for name, numbers in alone["regions"].items():
+            assert other["regions"][name] == pytest.approx(numbers, rel=1e-4)
+        for name, numbers in alone["gradient_variance"].items():
+            assert other["gradient_variance"][name] == pytest.approx(numbers, rel=1e-3)

@@ -1,0 +1,63 @@
+"""The `train` and `profile` commands inside gloo workers, on answers from a script that every layout sees alike."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+from transformers import AutoTokenizer
+
+from rest_megatron import profile, session, train
+from rest_megatron.config import load
+from rest_megatron.config.check import check_run
+from rest_megatron.launch import Launch
+from rest_megatron.rollout.engine import Sample
+
+CALL = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "%s"}}\n</tool_call>'
+# Right, wrong value, without a thought's end, unwanted: two of these answer each prompt, so that scores differ.
+ANSWERS = (
+    CALL % "Monday",
+    CALL % "Friday",
+    '<think> use <tool_call>\n{"name": "set_alarm"',
+    "<think> no </think>\n<response> hello </response>",
+)
+
+
+class ScriptedEngine:
+    """A rollout engine that says what it was told, the n-th answer of all it ever gave from a fixed cycle."""
+
+    def __init__(self, policy, parallel, config, stop_token_ids):
+        tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "examples/quickstart/model")
+        self.answers = [(*tokenizer.encode(text, add_special_tokens=False), stop_token_ids[0]) for text in ANSWERS]
+        self.given = 0
+
+    def publish(self, version: int) -> None:
+        self.version = version
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int) -> list[list[Sample]]:
+        return [[self._next(prompt) for _ in range(group_size)] for prompt in prompts]
+
+    def close(self) -> None:
+        pass
+
+    def _next(self, prompt) -> Sample:
+        ids = self.answers[self.given * 3 // 2 % len(self.answers)]
+        self.given += 1
+        return Sample(tuple(prompt), ids, (-1.0,) * len(ids), "stop", self.version)
+
+
+def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[str]) -> None:
+    """Run a command to its end."""
+    config = load(files, overrides)
+    check_run(config, launch.world_size)
+    # The pool leaves the groups itself, after it has destroyed the engine.
+    with mock.patch.object(session, "Sampler", ScriptedEngine), mock.patch.object(session, "shutdown"):
+        {"train": train.main, "profile": profile.main}[command](config, launch)
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """Metrics of each step, without those of the clock and of the engine, whose log-probs are made up; null is nan."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    skipped = ("time/", "rollout/tokens_per_second", "rollout/log_prob_difference")
+    return [{k: math.nan if v is None else v for k, v in row.items() if not k.startswith(skipped)} for row in rows]

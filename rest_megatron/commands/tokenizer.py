@@ -14,7 +14,8 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     if not directory.is_dir():  # a name that is no directory would be looked up on the network's hub
         raise CheckpointError(
-            f"tokenizer={directory} is no directory\n  Name a Hugging Face directory, or one that holds its tokenizer.json"
+            f"tokenizer={directory} is no directory\n"
+            "  Name a Hugging Face directory, or one that holds its tokenizer.json"
         )
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)

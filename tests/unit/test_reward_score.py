@@ -253,7 +253,8 @@ def test_hostile_answers_to_hostile_ground_truths_are_scored_in_milliseconds(tru
         start = time.process_time()
         reward.score(made, wanted, progress=0.0, step=0)
         times.append(time.process_time() - start)
-    assert min(times) < 0.05
+    # 10 to 27 ms on an idle core; the limit leaves room for a slow one.
+    assert min(times) < 0.25
 
 
 @pytest.mark.parametrize(

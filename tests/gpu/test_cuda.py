@@ -4,12 +4,14 @@ Each case runs in a fresh process, because the CPU tests teach this one's Megatr
 """
 
 import json
+import math
 
 import pytest
 import torch
 
 from rest_megatron.config.schema import RolloutConfig
 from tests.distributed.cases import Layout, gradients_and_updates, sampled
+from tests.distributed.method_cases import measured, updated, weighed
 from tests.distributed.pool import WorkerPool
 from tests.system.runs import ROOT, run
 from tests.tiny import make_answers, oracle, relative_error
@@ -51,6 +53,30 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
     result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, rollout, [0])[0]
     drawn = torch.tensor([x for s in result["samples"] for x in s.log_probs])
     assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("algorithm", [{"kl_coef": 0.1}, {"ratio": "sequence"}], ids=["kl", "gspo"])
+def test_every_loss_steps_and_the_initial_weights_stay(cuda_pool, tiny_model, layout, algorithm):
+    for result in cuda_pool.run(updated, layout.world_size, tiny_model(), layout, make_answers(), algorithm):
+        assert all(math.isfinite(value) for value in result["metrics"].values()) and result["moved"] > 0
+        assert result["reference_stays"] is (True if "kl_coef" in algorithm else None)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradient_variance_is_that_of_the_cpu(cuda_pool, pool, tiny_model, layout):
+    groups = tuple(i // 4 for i in range(16))
+    (want,) = pool.run(measured, 1, tiny_model(), Layout(), make_answers(), groups, True)
+    for result in cuda_pool.run(measured, layout.world_size, tiny_model(), layout, make_answers(), groups, True):
+        assert result["variance"] == pytest.approx(want["variance"], rel=1e-3)
+
+
+@pytest.mark.parametrize("overrides", [(), ("weights.scope=response",), ("weights.preset=reference",)], ids=str)
+def test_token_weights_are_those_of_the_cpu(cuda_pool, pool, tiny_model, overrides):
+    (want,) = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), overrides, 2)
+    for result in cuda_pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000, device="cuda"), overrides, 2):
+        for number, weights in result["weights"].items():
+            assert torch.allclose(weights.cpu(), want["weights"][number], rtol=1e-3)
 
 
 @pytest.mark.timeout(1000)

@@ -1,6 +1,6 @@
 """Tiny Hugging Face models, ragged answers and Hugging Face's own numbers for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,6 +65,10 @@ class Answers:
     def streams(self) -> PolicyStreams:
         """What the policy loss reads besides tokens."""
         return PolicyStreams(self.old_log_probs, self.advantages, self.loss_weights)
+
+    def to(self, device: torch.device) -> "Answers":
+        """The same with its values on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in PolicyStreams._fields[:3]})
 
     def select(self, sequences: list[int]) -> "Answers":
         """Some of the trajectories, in this order, with their values."""

@@ -85,7 +85,7 @@ def start(launch: Launch, config: Config, total_steps: int = TOTAL_STEPS) -> tup
 def share(answers: Answers, parallel: Parallel) -> tuple[Answers, list[int]]:
     """This data-parallel rank's answers and their numbers."""
     mine = deal([t.length for t in answers.trajectories], parallel.dp_size)[parallel.dp_rank]
-    return answers.select(mine), mine
+    return answers.select(mine).to(parallel.device), mine
 
 
 def replica_difference(actor: Actor, parallel: Parallel) -> float:

@@ -52,7 +52,7 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
     result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, rollout, [0])[0]
     drawn = torch.tensor([x for s in result["samples"] for x in s.log_probs])
-    assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
+    assert torch.allclose(drawn, result["log_probs"].cpu(), atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

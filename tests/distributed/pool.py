@@ -60,6 +60,7 @@ class WorkerPool:
 
 def _serve(pipe) -> None:
     import torch
+    from torch.utils._pytree import tree_map_only
 
     torch.set_num_threads(1)
     while True:
@@ -70,7 +71,8 @@ def _serve(pipe) -> None:
         # What is there already, mostly modules, need not be searched when the case is cleaned up.
         gc.freeze()
         try:
-            pipe.send((True, function(launch, *args)))
+            # A tensor on a device would die with this process.
+            pipe.send((True, tree_map_only(torch.Tensor, torch.Tensor.cpu, function(launch, *args))))
         except BaseException:
             pipe.send((False, f"rank {launch.rank}:\n{traceback.format_exc()}"))
             return

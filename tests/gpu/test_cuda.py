@@ -52,7 +52,7 @@ def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
     result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, rollout, [0])[0]
     drawn = torch.tensor([x for s in result["samples"] for x in s.log_probs])
-    assert torch.allclose(drawn, result["log_probs"].cpu(), atol=1e-3)
+    assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -76,7 +76,7 @@ def test_token_weights_are_those_of_the_cpu(cuda_pool, pool, tiny_model, overrid
     (want,) = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), overrides, 2)
     for result in cuda_pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000, device="cuda"), overrides, 2):
         for number, weights in result["weights"].items():
-            assert torch.allclose(weights.cpu(), want["weights"][number], rtol=1e-3)
+            assert torch.allclose(weights, want["weights"][number], rtol=1e-3)
 
 
 @pytest.mark.timeout(1000)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -59,15 +60,18 @@ def make_batch(
     dp_size: int,
     device: torch.device,
 ) -> Batch:
-    """Cut the step's answers into mini-batches of `mini_batch_size`, deal each over the data-parallel ranks, keep ours.
+    """Cut the step's answers into mini-batches, deal each over the data-parallel ranks, keep ours.
 
-    samples: all answers of the step, `group_size` to each prompt; advantages: [len(samples)] float32, in that order.
+    samples: answers to train on, `group_size` to each prompt; advantages: float32, in that order, and more after them.
+    Mini-batches have at most `mini_batch_size` answers and equal sizes up to one; without answers there is none.
     """
     mine: list[int] = []
     mini_batches = []
     num_tokens = 0
-    for first in range(0, len(samples), mini_batch_size):
-        part = samples[first : first + mini_batch_size]
+    count = -(-len(samples) // max(1, mini_batch_size))
+    borders = [i * len(samples) // count for i in range(count + 1)] if count else [0]
+    for first, last in pairwise(borders):
+        part = samples[first:last]
         hand = deal([len(s.prompt_ids) + len(s.token_ids) for s in part], dp_size)[dp_rank]
         added = sum(len(part[i].token_ids) for i in hand)
         mini_batches.append(

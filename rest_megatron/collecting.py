@@ -32,6 +32,8 @@ class Experience:
     rounds: int
     """How many rollouts it took."""
     seconds: float
+    """Spent sampling."""
+    reward_seconds: float
 
     @property
     def totals(self) -> Tensor:
@@ -63,7 +65,7 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
     groups: list[list[Sample]] = []
     scores: list[list[Score]] = []
     order: list[int] = []
-    seconds = 0.0
+    seconds = reward_seconds = 0.0
     for rounds in range(1, more + 2):
         new = next_prompts(wanted - len(order))
         started = time.perf_counter()
@@ -72,14 +74,15 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
             group_size=config.rollout.group_size,
             seed=config.run.seed + 1_000_003 * step + 1_009 * (rounds - 1),
         )
-        seconds += time.perf_counter() - started
+        sampled = time.perf_counter()
         scored = score(session, new, answers, progress, step)
+        seconds, reward_seconds = seconds + sampled - started, reward_seconds + time.perf_counter() - sampled
         order += [len(prompts) + i for i in _chosen(scored, algorithm)]
         prompts, groups, scores = prompts + new, groups + answers, scores + scored
         if len(order) >= wanted or rounds > more:
             break
     num_trained = len(order)
-    order += [i for i in range(len(prompts)) if i not in set(order)]
+    order += sorted(set(range(len(prompts))) - set(order))
     scores = [scores[i] for i in order]
     return Experience(
         [prompts[i] for i in order],
@@ -89,6 +92,7 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
         num_trained,
         rounds,
         seconds,
+        reward_seconds,
     )
 
 

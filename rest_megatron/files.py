@@ -24,7 +24,8 @@ OPTIONAL = {"score": ("step", "progress"), "weigh": ("step", "progress"), "heatm
 class FileArguments:
     """The words of one command; what a command does not take keeps its default.
 
-    step and progress say the same, progress = step / train.steps, at most 1; whichever is given sets the other.
+    step (counted from 1, as in metrics.jsonl) and progress say the same, progress = step / train.steps, at most 1;
+    whichever is given sets the other.
     """
 
     input: Path

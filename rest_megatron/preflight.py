@@ -123,7 +123,7 @@ def _check_weights(config: Config) -> None:
     from rest_megatron.actor.model import check_supported
     from rest_megatron.checkpoint.hf import weight_source
 
-    hf = AutoConfig.from_pretrained(config.model.path)
+    hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
     check_supported(hf)
     weight_source(config.model, config.run.seed, hf)
 

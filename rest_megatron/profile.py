@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from rest_megatron.actor.actor import TokenStats
-from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.batch import Batch, make_batch
 from rest_megatron.collecting import Experience, collect
 from rest_megatron.config.schema import Config
@@ -24,7 +23,7 @@ from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.reading import read_prompts
 from rest_megatron.scoring import accuracies, reward_metrics
 from rest_megatron.session import Session, open_session
-from rest_megatron.updating import group_gradient_variances
+from rest_megatron.updating import gradient_variances
 from rest_megatron.weighing import StepWeights, WeightState, global_means, weigh
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
@@ -44,7 +43,7 @@ def main(config: Config, launch: Launch) -> None:
     with open_session(config, launch, tokenizer, total_optimizer_steps=1) as session:
         cursor = PromptCursor(len(prompts), config.run.seed)
         session.rollout.publish(session.actor.version)
-        step = 1 + round(config.profile.progress * (config.train.steps - 1))
+        step = max(1, round(config.profile.progress * config.train.steps))
         experience = collect(
             session, step, config.profile.progress, lambda n: [prompts[i] for i in cursor.next_batch(n)]
         )
@@ -81,10 +80,11 @@ def measure(session: Session, experience: Experience, step: int) -> dict:
         token_table=session.token_table,
         dp_group=parallel.dp_group,
     )
-    streams = PolicyStreams(stats.log_probs, batch.advantages, weights.tokens)
     variances = None
     if config.profile.gradient_variance and experience.num_trained > 1:
-        variances = group_gradient_variances(session, batch, streams, experience.num_trained)
+        reference = session.actor.ref_log_probs(batch.trajectories)
+        args = (experience.num_trained, stats.log_probs, weights.tokens, reference)
+        variances = gradient_variances(session, batch, *args) or None
     regions, lemma = _regions(session, batch, stats, weights, len(experience.trained))
     return {
         "model": config.model.path,

@@ -68,7 +68,7 @@ def open_session(
     costs a job its start. Raises ConfigError or CheckpointError for what only shows now.
     """
     model_path = Path(config.model.path)
-    hf = AutoConfig.from_pretrained(model_path)
+    hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
     check_supported(hf)
     weights = weight_source(config.model, config.run.seed, hf)
     table = token_bytes(tokenizer, hf.vocab_size)

@@ -6,7 +6,6 @@ prompts -> answers -> scores -> advantages -> entropies -> token weights -> one 
 import time
 from collections.abc import Callable, Sequence
 
-from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.batch import make_batch
 from rest_megatron.collecting import collect
 from rest_megatron.config.schema import Config
@@ -21,14 +20,20 @@ from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, r
 from rest_megatron.reading import read_prompts
 from rest_megatron.scoring import accuracies, reward_metrics
 from rest_megatron.session import Session, open_session
-from rest_megatron.updating import measure_gradient_variance, region_update_metrics, token_vectors, update
+from rest_megatron.updating import (
+    gradient_variance_metrics,
+    gradient_variances,
+    region_update_metrics,
+    token_vectors,
+    update,
+)
 from rest_megatron.weighing import WeightState, weigh
 
 
-def optimizer_steps(config: Config) -> int:
-    """Optimizer steps of the whole run."""
+def planned_updates(config: Config) -> int:
+    """Optimizer steps of a training step that trains on all of its answers."""
     answers = config.rollout.prompts_per_step * config.rollout.group_size
-    return config.train.steps * config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
+    return config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
 
 
 def main(config: Config, launch: Launch) -> None:
@@ -36,7 +41,7 @@ def main(config: Config, launch: Launch) -> None:
     tokenizer = read_tokenizer(config)
     prompts = read_prompts(config, tokenizer, config.data.train)
     heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval else []
-    with open_session(config, launch, tokenizer, optimizer_steps(config)) as session:
+    with open_session(config, launch, tokenizer, config.train.steps * planned_updates(config)) as session:
         before = evaluate(session, 0, heldout)
         train(session, prompts, heldout)
         after = evaluate(session, config.train.steps, heldout)
@@ -78,7 +83,7 @@ def train_step(
 ) -> tuple[WeightState, dict[str, float]]:
     """One rollout and its updates; steps count from 1. Returns the state of the token weights and the metrics."""
     config, actor, parallel = session.config, session.actor, session.parallel
-    progress = (step - 1) / config.train.steps
+    progress = step / config.train.steps
     session.rollout.publish(actor.version)
     experience = collect(session, step, progress, next_prompts)
     rewards = reward_metrics(experience.all_scores)
@@ -89,7 +94,7 @@ def train_step(
         session.token_table,
         session.grammar,
         group_size=config.rollout.group_size,
-        mini_batch_size=config.train.mini_batch_size or max(1, len(samples)),
+        mini_batch_size=config.train.mini_batch_size or len(samples),
         dp_rank=parallel.dp_rank,
         dp_size=parallel.dp_size,
         device=parallel.device,
@@ -108,18 +113,24 @@ def train_step(
         token_table=session.token_table,
         dp_group=parallel.dp_group,
     )
-    streams = PolicyStreams(old.log_probs, batch.advantages, weights.tokens, actor.ref_log_probs(batch.trajectories))
+    reference = actor.ref_log_probs(batch.trajectories)
     metrics = {"progress": progress} | weights.metrics() | rewards
-    if experience.num_trained > 1 and due(config.train.gradient_variance_interval, step, config.train.steps + 1):
-        metrics |= measure_gradient_variance(session, batch, streams, experience.num_trained)
-    log_probs, update_metrics = update(session, batch, streams)
+    interval = config.train.gradient_variance_interval
+    if interval and step % interval == 0 and experience.num_trained > 1:
+        groups = experience.num_trained
+        metrics |= gradient_variance_metrics(
+            gradient_variances(session, batch, groups, old.log_probs, weights.tokens, reference)
+        )
+    log_probs, updates = update(session, batch, old.log_probs, weights.tokens, reference)
+    actor.skip(planned_updates(config) - len(batch.mini_batches) * config.train.epochs)
 
-    metrics |= update_metrics | region_update_metrics(session, batch, streams, log_probs)
+    metrics |= updates | region_update_metrics(session, batch, old.log_probs, log_probs, weights.tokens)
     metrics |= rollout_metrics(experience)
     metrics["rollout/log_prob_difference"] = log_prob_difference(old.log_probs, batch.rollout_log_probs, parallel)
-    metrics |= {"time/rollout": experience.seconds, "time/update": time.perf_counter() - started}
+    metrics |= {"time/rollout": experience.seconds, "time/reward": experience.reward_seconds}
+    metrics["time/update"] = time.perf_counter() - started
     if config.rollout.dump:
-        vectors = token_vectors(session, batch, streams, old.entropy, log_probs)
+        vectors = token_vectors(session, batch, old.entropy, old.log_probs, log_probs, weights.tokens)
         if session.is_main:
             dump_rollouts(session.run_dir, step, experience, session.token_table, vectors)
     return weights.state, metrics

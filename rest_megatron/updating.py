@@ -14,113 +14,123 @@ from rest_megatron.observe.regions import clipped_tokens, region_metrics, region
 from rest_megatron.session import Session
 
 
-def update(session: Session, batch: Batch, streams: PolicyStreams) -> tuple[Tensor, dict[str, float]]:
-    """All epochs over all mini-batches. `streams.loss_weights` are the token weights, not yet normalised.
+def update(
+    session: Session, batch: Batch, old_log_probs: Tensor, weights: Tensor, ref_log_probs: Tensor | None
+) -> tuple[Tensor, dict[str, float]]:
+    """All epochs over all mini-batches; one whose tokens all weigh 0 is passed over.
 
-    Returns log_probs [T] under the weights each token was last trained from, and the mean of the updates' metrics ({}
-    for a batch without answers, in which case no step is taken).
+    Vectors are [T] float32 over the batch's tokens. Returns log_probs [T] under the weights each token was last trained
+    from (its old one where it was not read), and the mean of the updates' metrics, {} when no step was taken.
     """
-    log_probs = streams.old_log_probs.clone()
+    log_probs = old_log_probs.clone()
     metrics: list[dict[str, float]] = []
-    for _ in range(session.config.train.epochs):
-        for part in batch.mini_batches:
-            mine = streams.select(part.tokens)
-            normalised = mine._replace(loss_weights=_normalised(session, batch, part, mine.loss_weights))
-            done = session.actor.update(batch.trajectories[part.sequences], normalised)
-            read = _read(session, normalised.loss_weights)
-            log_probs[part.tokens] = torch.where(read, done.log_probs, mine.old_log_probs)
-            metrics.append(done.metrics)
+    for part in batch.mini_batches * session.config.train.epochs:
+        streams = _streams(session, batch, part, old_log_probs, weights, ref_log_probs)
+        if streams is None:
+            continue
+        done = session.actor.update(batch.trajectories[part.sequences], streams)
+        log_probs[part.tokens] = done.log_probs
+        if session.config.algorithm.ratio == "token":  # otherwise tokens of weight 0 are read, too
+            unread = streams.loss_weights == 0
+            log_probs[part.tokens] = torch.where(unread, streams.old_log_probs, done.log_probs)
+        metrics.append(done.metrics)
     return log_probs, {name: sum(m[name] for m in metrics) / len(metrics) for name in (metrics[0] if metrics else ())}
 
 
-def _read(session: Session, loss_weights: Tensor) -> Tensor:
-    """bool [T]: the tokens an update gives a log-prob for. A ratio of whole answers needs all of them."""
-    return (loss_weights != 0) | (session.config.algorithm.ratio == "sequence")
-
-
-def _normalised(session: Session, batch: Batch, part: MiniBatch, weights: Tensor) -> Tensor:
-    """Weights over the mini-batch's normaliser, summed over all micro-batches and ranks."""
-    total_weight = weights.double().sum()
+def _streams(
+    session: Session,
+    batch: Batch,
+    part: MiniBatch,
+    old_log_probs: Tensor,
+    weights: Tensor,
+    ref_log_probs: Tensor | None,
+) -> PolicyStreams | None:
+    """A mini-batch's vectors, weights over their normaliser; None where all ranks' weights are 0."""
+    total_weight = weights[part.tokens].double().sum()
     dist.all_reduce(total_weight, group=session.parallel.dp_group)
-    if total_weight == 0:  # nothing to learn from: every token is switched off
-        return torch.zeros_like(weights)
-    return loss_weights(
-        weights,
+    if total_weight == 0:
+        return None
+    normalised = loss_weights(
+        weights[part.tokens],
         batch.sequence_index[part.tokens] - part.sequences.start,
         part.num_sequences_global,
         session.config.algorithm.loss_aggregation,
         float(total_weight),
         session.config.rollout.max_new_tokens,
     )
+    return PolicyStreams(
+        old_log_probs[part.tokens],
+        batch.advantages[part.tokens],
+        normalised,
+        None if ref_log_probs is None else ref_log_probs[part.tokens],
+    )
 
 
-def measure_gradient_variance(
-    session: Session, batch: Batch, streams: PolicyStreams, num_groups: int
-) -> dict[str, float]:
-    """Variance of the groups' gradients with the step's token weights and with uniform ones, on the same answers."""
-    variances = group_gradient_variances(session, batch, streams, num_groups)
+def gradient_variances(
+    session: Session,
+    batch: Batch,
+    num_groups: int,
+    old_log_probs: Tensor,
+    weights: Tensor,
+    ref_log_probs: Tensor | None,
+) -> dict[str, dict[str, float]]:
+    """`GradientVariance` of the groups' gradients on the same answers, with the step's "weights" and "uniform" ones.
+
+    {} when nothing has any weight.
+    """
+    num_sequences = sum(part.num_sequences_global for part in batch.mini_batches)
+    whole = MiniBatch(slice(0, len(batch.trajectories)), slice(0, len(weights)), num_sequences)
+    found = {}
+    for name, own in (("weights", weights), ("uniform", torch.ones_like(weights))):
+        streams = _streams(session, batch, whole, old_log_probs, own, ref_log_probs)
+        if streams is None:
+            return {}
+        found[name] = gradient_variance(
+            session.actor, batch.trajectories, batch.group_index, num_groups, streams
+        ).to_dict()
+    return found
+
+
+def gradient_variance_metrics(variances: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The variances as metrics, and the relative one of the step's weights over that of uniform ones."""
     metrics = {
         f"gradient_variance/{name}/{what}": value
         for name, numbers in variances.items()
         for what, value in numbers.items()
         if what != "groups"
     }
-    ours, uniform = (variances[name]["relative"] for name in ("weights", "uniform"))
-    return metrics | {"gradient_variance/relative_to_uniform": ours / uniform if math.isfinite(uniform) else math.nan}
-
-
-def group_gradient_variances(
-    session: Session, batch: Batch, streams: PolicyStreams, num_groups: int
-) -> dict[str, dict[str, float]]:
-    """`GradientVariance` of each weighting, by name: weights and uniform."""
-    whole = MiniBatch(slice(0, len(batch.trajectories)), slice(None), _total(session, len(batch.trajectories)))
-    found = {}
-    for name, weights in (("weights", streams.loss_weights), ("uniform", torch.ones_like(streams.loss_weights))):
-        normalised = streams._replace(loss_weights=_normalised(session, batch, whole, weights))
-        measured = gradient_variance(session.actor, batch.trajectories, batch.group_index, num_groups, normalised)
-        found[name] = measured.to_dict()
-    return found
-
-
-def _total(session: Session, number: int) -> int:
-    """The sum of a number over data-parallel ranks."""
-    total = torch.tensor(number, device=session.parallel.device)
-    dist.all_reduce(total, group=session.parallel.dp_group)
-    return int(total)
+    ours, uniform = (variances.get(name, {}).get("relative", math.nan) for name in ("weights", "uniform"))
+    comparable = math.isfinite(uniform) and uniform > 0
+    return metrics | {"gradient_variance/relative_to_uniform": ours / uniform if comparable else math.nan}
 
 
 def region_update_metrics(
-    session: Session, batch: Batch, streams: PolicyStreams, log_probs: Tensor
+    session: Session, batch: Batch, old_log_probs: Tensor, log_probs: Tensor, weights: Tensor
 ) -> dict[str, float]:
     """Weight mass, ratio and clip fraction of each region's tokens in the updates."""
+    algorithm = session.config.algorithm
     totals = region_totals(
-        batch.regions,
-        streams.loss_weights,
-        streams.old_log_probs,
-        log_probs,
-        batch.advantages,
-        session.config.algorithm,
-        batch.sequence_index,
+        batch.regions, weights, old_log_probs, log_probs, batch.advantages, algorithm, batch.sequence_index
     )
     dist.all_reduce(totals, group=session.parallel.dp_group)
     return region_metrics(totals)
 
 
 def token_vectors(
-    session: Session, batch: Batch, streams: PolicyStreams, entropy: Tensor, log_probs: Tensor
+    session: Session, batch: Batch, entropy: Tensor, old_log_probs: Tensor, log_probs: Tensor, weights: Tensor
 ) -> dict[int, dict[str, list]]:
-    """What the dump tells of every token, by the answer's number among those trained on; from all ranks, on all."""
+    """What the dump tells of every token, by the answer's number among those trained on. All answers' on rank 0."""
     ratio_of = (session.config.algorithm, batch.sequence_index)
     vectors = {
         "regions": batch.regions,
         "entropy": entropy,
-        "weights": streams.loss_weights,
-        "ratio": token_ratios(streams.old_log_probs, log_probs, *ratio_of),
-        "clipped": clipped_tokens(streams.old_log_probs, log_probs, batch.advantages, *ratio_of),
+        "weights": weights,
+        "ratio": token_ratios(old_log_probs, log_probs, *ratio_of),
+        "clipped": clipped_tokens(old_log_probs, log_probs, batch.advantages, *ratio_of),
     }
     parts = {name: vector.cpu().split(batch.lengths) for name, vector in vectors.items()}
     mine = {
         index: {name: part[i].tolist() for name, part in parts.items()} for i, index in enumerate(batch.sample_index)
     }
-    gathered = session.parallel.gather_over_data_parallel(mine)
+    gathered = session.parallel.gather_to_main(mine)
     return {index: values for part in gathered for index, values in part.items()}

@@ -20,6 +20,7 @@ from rest_megatron.method.weights import (
     region_sums,
     region_switches,
     region_weights,
+    require_finite,
     token_statistic,
     token_weights,
     update_running_mean,
@@ -52,7 +53,8 @@ class StepWeights:
     """The weights of one step. Means per region are [4] in the order of `Region`, nan for an absent one."""
 
     tokens: Tensor
-    """[T] float32: weight of each of this rank's response tokens, mean 1 in every answer."""
+    """[T] float32: weight of each of this rank's response tokens, mean 1 in every answer (rule reference: over those
+    above 0); all 0 in an answer of which nothing is used."""
     means: dict[str, Tensor]
     """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
     bounds), lm_head score_norm * |h|^2, weight."""
@@ -118,11 +120,12 @@ def _region_means(
     batch: Batch, statistic: Tensor, state: WeightState, settings: WeightsConfig, dp_group: dist.ProcessGroup
 ) -> tuple[Tensor, WeightState]:
     """Means of the rule's statistic: [4] of all ranks' answers and running over steps, or [N, 4] of each answer."""
+    totals = torch.stack(region_sums(statistic, batch.regions))
+    dist.all_reduce(totals, group=dp_group)
+    require_finite(totals[0])
     if settings.scope == "response":
         means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
         return means, state
-    totals = torch.stack(region_sums(statistic, batch.regions))
-    dist.all_reduce(totals, group=dp_group)
     last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
     mean = update_running_mean(last, *totals, settings.momentum)
     return mean, WeightState(tuple(mean.tolist()), state.feedback)

@@ -98,6 +98,10 @@ class Actor:
             log_probs[index] = values
         return Update(metrics, self.parallel.broadcast_from_last_stage(log_probs))
 
+    def skip(self, count: int) -> None:
+        """Let the learning-rate schedule pass over `count` steps that are not taken."""
+        self.zero.skip(count)
+
     def supervised_step(self, trajectories: Sequence[Trajectory], num_tokens_global: int) -> dict[str, float]:
         """One optimizer step on -log p, averaged over `num_tokens_global` response tokens of all ranks."""
         return self._step(trajectories, partial(self._supervised_loss, num_tokens_global), SUPERVISED_SUMS)[0]

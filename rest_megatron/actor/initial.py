@@ -12,7 +12,9 @@ class InitialWeights:
     """A copy of `policy`'s parameters at the time of the call, in their working precision."""
 
     def __init__(self, policy: Policy):
-        self.saved = [parameter.detach().to("cpu", copy=True) for parameter in policy.parameters()]
+        saved = [parameter.detach().to("cpu", copy=True) for parameter in policy.parameters()]
+        # Pinned memory is what a GPU copies from and to at full speed.
+        self.saved = [copy.pin_memory() if torch.cuda.is_available() else copy for copy in saved]
 
     @contextmanager
     def in_place_of(self, policy: Policy) -> Iterator[None]:
@@ -27,6 +29,6 @@ class InitialWeights:
     def _exchange(self, policy: Policy) -> None:
         """One tensor at a time, so that no third copy of the model exists."""
         for parameter, saved in zip(policy.parameters(), self.saved, strict=True):
-            current = parameter.to("cpu", copy=True)
+            current = parameter.clone()
             parameter.copy_(saved)
             saved.copy_(current)

@@ -73,6 +73,16 @@ class Parallel:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """On rank 0 the picklable `value` of each data-parallel rank with the same shard; [] on every other rank."""
+        if self.dp_size == 1:
+            return [value] if self.rank == 0 else []
+        if self.tp_rank or self.pp_rank:
+            return []
+        values: list[Any] | None = [None] * self.dp_size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self.dp_group)
+        return values or []
+
     def gather_over_data_parallel(self, value: Any) -> list[Any]:
         """The picklable `value` of each data-parallel rank, in rank order, on all of them."""
         if self.dp_size == 1:

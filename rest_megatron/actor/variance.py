@@ -8,8 +8,8 @@ of prompts and answers, g has a mean and a covariance C, of which this estimates
     relative           tr C / |E g|^2, the noise-to-signal ratio ("simple noise scale", arXiv 1812.06162)
 
 Token weights change the expected gradient as well as its noise: only the relative number compares two weightings.
-Every parameter counts, over all tensor- and pipeline-parallel shards. Costs one pass per group and one float32 copy of
-this rank's gradient.
+Every parameter counts, over all tensor- and pipeline-parallel shards. Costs one pass per group, and two float32 copies
+of this rank's gradient.
 """
 
 import math

@@ -154,6 +154,11 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.allreduce_gradients()
 
+    def skip(self, count: int) -> None:
+        """Advance the learning-rate schedule over `count` steps that are not taken."""
+        for _ in range(count):
+            self.scheduler.step()
+
     def discard(self) -> None:
         """Forget what the schedule has accumulated since `begin`, instead of stepping."""
         self.optimizer.zero_grad()

@@ -21,6 +21,9 @@ def _check_weights(config: Config) -> None:
             refuse(config, f"weights.{low}", f"is above weights.{high}={getattr(weights, high)}", "Swap them")
     if not any(getattr(weights, name) for name in SWITCHES):
         refuse(config, "weights.use_cot", "and every other region is off, so nothing would be trained", "Turn one on")
+    if weights.curriculum == "feedback" and config.reward.function is not None:
+        rule = "follows the accuracies of our rewards, which reward.function does not tell"
+        refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")
     if weights.rule != "reference":
         return
     if weights.curriculum != "none":
@@ -39,7 +42,7 @@ def _check_reward(config: Config) -> None:
     reward = config.reward
     if reward.reference_variant != "none" and reward.preset != "reference":
         refuse(config, "reward.reference_variant", "needs reward.preset=reference", "Set it, or leave the variant out")
-    if reward.preset == "reference" and config.data.answer_format != "toolrl":
+    if reward.function is None and reward.preset == "reference" and config.data.answer_format != "toolrl":
         rule = "reads the answers of data.answer_format=toolrl only"
         refuse(config, "reward.preset", rule, "Set reward.preset=paper")
     if reward.preset == "poster" and reward.ramp == "none":

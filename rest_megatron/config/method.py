@@ -38,7 +38,7 @@ class WeightsConfig:
     )
     scope: str = key(
         "batch",
-        "Where a region's mean is taken: batch: the step's answers on all ranks, with a running mean over steps; "
+        "Where a region's mean is taken: batch: all answers that are trained on, with a running mean over steps; "
         "response: each answer by itself.",
         choices=("batch", "response"),
     )
@@ -90,7 +90,8 @@ class RewardConfig:
     beta_accuracy: float = key(3.0, "b_a of preset=poster.", ge=0)
     beta_format: float = key(1.0, "b_f of preset=poster.", ge=0)
     function: str | None = key(
-        None, "Your own reward in place of the preset: package.module:function, or file.py:function (see the README)."
+        None,
+        "Your own reward in place of preset and ramp: package.module:function, or file.py:function (see the README).",
     )
     judge_url: str | None = key(
         None,
@@ -115,7 +116,7 @@ class AlgorithmConfig:
         "Baseline of an answer's score: its group's mean (GRPO), or the mean of the others, leave_one_out (RLOO).",
         choices=("group_mean", "leave_one_out"),
     )
-    normalize_by_std: bool = key(True, "Divide group advantages by the group's standard deviation (GRPO).")
+    normalize_by_std: bool = key(True, "With advantage=group_mean, divide by the group's standard deviation (GRPO).")
     zero_variance: str = key(
         "keep",
         "Groups whose answers all score the same: keep: advantage 0. mask: no gradient at all, not counted in the "

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
+from rest_megatron.config.schema import RewardConfig
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.observe.rollouts import dump_evaluation, length_metrics
 from rest_megatron.scoring import reward_metrics, score_groups
 from rest_megatron.session import Session
 
-# The reward ramp of the last step, so that evaluations of different steps compare.
-FINAL_PROGRESS = 1.0
+
+def fixed_progress(reward: RewardConfig) -> float:
+    """Where on the reward's ramp evaluations are scored, so that those of different steps compare.
+
+    Its end; for the poster's formula, at whose end accuracy counts for nothing, its middle.
+    """
+    return 0.5 if reward.preset == "poster" else 1.0
 
 
 def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str, float]:
@@ -28,7 +34,7 @@ def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str
         prompts,
         session.reward,
         session.token_table,
-        progress=FINAL_PROGRESS,
+        progress=fixed_progress(session.config.reward),
         step=session.config.train.steps,
         parallel=session.parallel,
     )

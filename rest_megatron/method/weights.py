@@ -66,14 +66,12 @@ def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Te
     """float64 [N, 4]: the mean of `values` in each region of each response, nan for a region it does not have.
 
     values: [T]; regions: [T] Region; sequence_index: [T] in [0, num_sequences), the response of each token.
-    Raises ValueError when a sum is not finite.
     """
     _same_shape(values=values, regions=regions, sequence_index=sequence_index)
     cell = sequence_index * len(Region) + regions
     zeros = torch.zeros(num_sequences * len(Region), dtype=torch.float64, device=values.device)
     sums = zeros.index_add(0, cell, values.double())
     counts = zeros.index_add(0, cell, torch.ones_like(values, dtype=torch.float64))
-    _finite(sums)
     return (sums / counts).view(num_sequences, len(Region))  # 0 / 0 = nan: absent
 
 
@@ -84,7 +82,7 @@ def update_running_mean(state: Tensor | None, sums: Tensor, counts: Tensor, mome
     time takes its mean as it is; a region absent from this step keeps its value; one never seen is nan.
     Raises ValueError when a sum is not finite.
     """
-    _finite(sums)
+    require_finite(sums)
     mean = sums / counts  # 0 / 0 = nan: absent
     if state is None:
         return mean
@@ -150,7 +148,8 @@ _RULES = {
 }
 
 
-def _finite(sums: Tensor) -> None:
+def require_finite(sums: Tensor) -> None:
+    """Raises ValueError unless all `sums` [4] over regions are finite. With global sums, on all ranks alike."""
     if not torch.isfinite(sums).all():
         raise ValueError(f"region sums {sums.tolist()} (format, tool name, parameters, cot) are not finite")
 

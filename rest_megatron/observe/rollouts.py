@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.parallel import Parallel
-from rest_megatron.answers import answer_bytes
+from rest_megatron.answers import answer_bytes, think_open
 from rest_megatron.collecting import Experience
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import zero_variance_groups
@@ -94,6 +94,7 @@ def answer_rows(
         for sample, score in zip(group, own, strict=True):
             yield {
                 "prompt": prompt.index,
+                "think_open": think_open(sample.prompt_ids, token_table),
                 "ids": sample.token_ids,
                 "log_probs": sample.log_probs,
                 "text": answer_bytes(sample, token_table).decode("utf-8", errors="replace"),

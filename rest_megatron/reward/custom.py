@@ -24,6 +24,7 @@ from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.score import Score
 
 CALL = "function(response: str, ground_truth: str, *, progress: float, step: int) -> float | dict"
+RESERVED = {"mean", "correctness", "judge", "judged", "overlong"}
 SHOWN = 200  # characters of an exception or a response in a message
 
 
@@ -93,6 +94,9 @@ def _read_result(result: object) -> Score:
     reason = result.get("reason", "ok")
     if not isinstance(reason, str):
         raise ValueError(f"a reason that is {type(reason).__name__}, not a string")
+    taken = sorted(RESERVED & result.keys())
+    if taken:
+        raise ValueError(f"a part called {taken[0]!r}, the name of a metric of ours")
     parts = {str(key): _number(f"{key!r}: ", value) for key, value in result.items() if key != "reason"}
     total = parts.pop("score")
     return Score(total, 0.0, total, parts, reason)

@@ -20,6 +20,7 @@ from rest_megatron.errors import ConfigError
 API_KEY = "OPENAI_API_KEY"  # the environment variable that holds the key
 MAX_REPLY_BYTES = 1 << 20
 ATTEMPTS = 2
+BATCH_SECONDS = 600.0  # for all grades of a step, well below the time after which waiting ranks give up
 HIGHEST = 10.0
 
 INSTRUCTIONS = (
@@ -65,21 +66,25 @@ class Judge:
     def grades(self, questions: Sequence[Question]) -> list[float | None]:
         """A grade in [0, 1] for each (messages, response text), in order; None where there is none.
 
+        What is not graded after BATCH_SECONDS is not waited for: all other ranks wait for this one.
         messages: the prompt, {"role", "content"} each. Never raises for anything the endpoint does or says.
         """
+        deadline = time.monotonic() + BATCH_SECONDS
         limits = httpx.Limits(max_connections=self._concurrency)
         with httpx.Client(headers=self._headers, limits=limits) as client:
             with ThreadPoolExecutor(self._concurrency) as pool:
-                results = list(pool.map(lambda question: self._grade(client, question), questions))
+                results = list(pool.map(lambda question: self._grade(client, question, deadline), questions))
         errors = [result for result in results if isinstance(result, str)]
         self.failures += len(errors)
         self.last_error = errors[-1] if errors else self.last_error
         return [None if isinstance(result, str) else result for result in results]
 
-    def _grade(self, client: httpx.Client, question: Question) -> float | str:
+    def _grade(self, client: httpx.Client, question: Question, batch_deadline: float) -> float | str:
         """The grade, or why there is none."""
+        if time.monotonic() > batch_deadline:
+            return f"not asked: the {BATCH_SECONDS:g} s for a step's grades were over"
         body = self._request(question)
-        deadline = time.monotonic() + self._timeout
+        deadline = min(batch_deadline, time.monotonic() + self._timeout)
         for _ in range(ATTEMPTS):
             try:
                 return read_grade(_read_reply(self._post(client, body, deadline)))

@@ -22,7 +22,7 @@ class Reward(Protocol):
         """The score of any bytes.
 
         response: the answer without its end-of-turn token. truth: what `read` returned. progress: nu in [0, 1].
-        step: the 0-based training step. think_open: the prompt has already opened the thought.
+        step: the training step, counted from 1. think_open: the prompt has already opened the thought.
         """
 
 

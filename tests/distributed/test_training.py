@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rest_megatron.cli import main
 from tests.distributed.training_cases import ran, read_metrics
 from tests.system.runs import make_run
 
@@ -43,6 +44,57 @@ def test_a_method_of_the_examples_trains_alike_on_every_layout(pool, tmp_path, f
     same(cut, alone)
     assert all(row["actor/grad_norm"] > 0 for row in alone)
     assert alone[1]["gradient_variance/weights/variance"] > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["baselines/dapo", "baselines/gspo", "ablations/published_code", "ablations/no_cot_gradient"]
+)
+def test_a_method_trains_alike_on_three_data_parallel_ranks(pool, tmp_path, name):
+    settings = ["train.epochs=2", "train.mini_batch_size=4", "train.steps=3", "rollout.prompts_per_step=3"]
+    if name != "baselines/gspo":
+        settings.append("algorithm.kl_coef=0.05")
+    if name != "baselines/dapo":
+        settings.append("algorithm.zero_variance=mask")
+    files = [EXAMPLES / f"{name}.yaml"]
+    alone = read_metrics(run(pool, tmp_path / "one", 1, files=files, overrides=settings))
+    same(read_metrics(run(pool, tmp_path / "cut", 3, files=files, overrides=settings)), alone)
+
+
+@pytest.mark.parametrize("mode", ["mask", "refill"])
+def test_a_step_in_which_no_group_teaches_anything_changes_nothing_and_the_run_goes_on(pool, tmp_path, mode):
+    (tmp_path / "flat.py").write_text("def reward(response, ground_truth, *, progress, step):\n    return 1.0\n")
+    settings = [f"reward.function={tmp_path}/flat.py:reward", f"algorithm.zero_variance={mode}"]
+    rows = read_metrics(run(pool, tmp_path / "cut", 2, overrides=settings))
+    assert [row["rollout/groups_trained"] for row in rows] == [0, 0]
+    assert not any(name.startswith("actor/") for row in rows for name in row)
+
+
+def test_the_learning_rate_follows_the_step_where_masked_groups_save_updates(pool, tmp_path):
+    path = tmp_path / "rare.py"
+    # The groups' answers differ in score from the third step on.
+    path.write_text("def reward(response, ground_truth, *, progress, step):\n    return len(response) * (step > 2)\n")
+    settings = [
+        f"reward.function={path}:reward",
+        "algorithm.zero_variance=mask",
+        "train.steps=4",
+        "optim.schedule=linear",
+    ]
+    rows = read_metrics(run(pool, tmp_path / "one", 1, overrides=settings))
+    assert [row.get("actor/lr") for row in rows] == [None, None, pytest.approx(5e-4), pytest.approx(2.5e-4)]
+
+
+def test_score_gives_a_dump_the_scores_it_was_trained_with(pool, tmp_path):
+    run_dir = run(pool, tmp_path / "one", 1, overrides=["reward.overlong_buffer=0", "train.steps=3"])
+    truths = [json.loads(line)["reward_model"]["ground_truth"] for line in (run_dir.parent / "rows.jsonl").open()]
+    for step in (1, 3):
+        dumped = [json.loads(line) for line in (run_dir / f"rollouts/step-{step}.jsonl").open()]
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(
+            "".join(json.dumps({"response": r["text"], "ground_truth": truths[r["prompt"]]}) + "\n" for r in dumped)
+        )
+        assert main(["score", f"input={rows}", f"output={tmp_path}/out", f"step={step}", "train.steps=3"], {}) == 0
+        scored = [json.loads(line) for line in (tmp_path / "out").open()]
+        assert [row["score"] for row in scored] == pytest.approx([row["score"] for row in dumped])
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
@@ -87,7 +139,8 @@ def test_a_dump_holds_every_token_s_region_weight_entropy_and_ratio(pool, tmp_pa
 def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_path):
     found = []
     for name, world_size, layout in (("one", 1, []), ("cut", 4, CUT), ("data", 2, [])):
-        run_dir = run(pool, tmp_path / name, world_size, "profile", overrides=["profile.prompts=4", *layout])
+        settings = ["profile.prompts=4", "algorithm.kl_coef=0.1", *layout]
+        run_dir = run(pool, tmp_path / name, world_size, "profile", overrides=settings)
         assert (run_dir / "profile.png").read_bytes().startswith(b"\x89PNG")
         assert "lemma" in (run_dir / "profile.html").read_text().lower()
         found.append(json.loads((run_dir / "profile.json").read_text()))

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rest_megatron.batch import make_batch
 from rest_megatron.collecting import collect
 from rest_megatron.config import load
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.errors import DataError
+from rest_megatron.evaluate.heldout import fixed_progress
 from rest_megatron.grammar import TOOLRL
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
 from rest_megatron.reward.reward import build_reward
@@ -158,6 +160,38 @@ def test_metrics_are_means_over_the_answers_that_have_a_part():
     assert metrics == {"reward/mean": 2.0, "reward/correctness": 1.5, "reward/a": 0.5, "reward/b": 0.5}
     assert accuracies(metrics) == (None, None, None)
     assert accuracies({"reward/format": 0.1, "reward/name": 0.2, "reward/parameter_values": 0.3}) == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("count, size, sizes", [(136, 128, [68, 68]), (24, 8, [8] * 3), (10, 4, [3, 3, 4]), (0, 8, [])])
+def test_mini_batches_are_of_equal_size_however_many_answers_are_left(count, size, sizes):
+    samples = [Sample((1, 2), GOOD, (-0.5,) * len(GOOD), "stop", 0)] * count
+    batches = [
+        make_batch(
+            samples,
+            torch.zeros(count + 8),
+            TABLE,
+            TOOLRL,
+            group_size=8,
+            mini_batch_size=size,
+            dp_rank=rank,
+            dp_size=2,
+            device=torch.device("cpu"),
+        )
+        for rank in range(2)
+    ]
+    for batch in batches:
+        assert [part.num_sequences_global for part in batch.mini_batches] == sizes
+    assert sorted(i for batch in batches for i in batch.sample_index) == list(range(count))
+
+
+@pytest.mark.parametrize("preset, right", [("paper", 4.0), ("reference", 4.0), ("poster", 2.0)])
+def test_held_out_answers_are_scored_where_accuracy_counts(preset, right):
+    config = load((), [f"reward.preset={preset}"])
+    reward = build_reward(config)
+    truth, progress = reward.read(CALL.decode()), fixed_progress(config.reward)
+    wrong = CALL.replace(b'"f"', b'"g"')
+    scores = [reward.score(text, truth, progress=progress, step=150).total for text in (CALL, wrong)]
+    assert scores[0] == pytest.approx(right) and scores[1] < scores[0]
 
 
 def test_a_dump_tells_the_tokens_of_trained_answers_only(tmp_path):

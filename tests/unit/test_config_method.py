@@ -20,6 +20,7 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
             "nothing would be trained",
             "Turn one on",
         ),
+        (("weights.curriculum=feedback", "reward.function=a:b"), "reward.function does not tell", "linear or none"),
         (("weights.rule=reference",), "goes with weights.curriculum=none", "weights.preset=reference"),
         (("weights.preset=reference", "weights.use_cot=false"), "no regions to switch off", "another rule"),
         (("weights.preset=reference", "data.answer_format=hermes"), "data.answer_format=toolrl only", "another rule"),
@@ -43,7 +44,16 @@ def test_a_contradiction_is_refused_with_the_rule_and_a_fix(overrides, rule, fix
     assert "override: " in str(error.value) or "preset" in str(error.value)
 
 
-@pytest.mark.parametrize("overrides", [(), JUDGE, ("method.preset=reference",), ("algorithm.ratio=sequence",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        JUDGE,
+        ("method.preset=reference",),
+        ("algorithm.ratio=sequence",),
+        ("reward.preset=reference", "reward.function=a:b", "data.answer_format=hermes"),
+    ],
+)
 def test_what_holds_together_is_accepted(overrides):
     check_method(load((), overrides))
 

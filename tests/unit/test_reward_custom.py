@@ -146,3 +146,10 @@ def test_any_ground_truth_but_a_blank_one_is_read():
     assert returning(0).read("anything at all") == "anything at all"
     with pytest.raises(ValueError, match="blank"):
         returning(0).read(" \n")
+
+
+@pytest.mark.parametrize("name", ["mean", "correctness", "judge", "judged", "overlong"])
+def test_a_part_may_not_take_the_name_of_a_metric_of_ours(name):
+    reward = FunctionReward(lambda *_, **__: {"score": 1.0, name: 0.5}, "mine")
+    with pytest.raises(DataError, match=f"a part called '{name}'"):
+        reward.score(b"answer", "truth", progress=0.0, step=1)

@@ -211,6 +211,16 @@ def test_an_endpoint_that_hangs_costs_no_more_than_the_timeout(serve, drip):
     assert "0.4 s" in asked.last_error or "timed out" in asked.last_error
 
 
+def test_what_is_not_graded_when_the_step_s_time_is_over_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("rest_megatron.reward.judge.BATCH_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:  # takes connections, never answers
+        asked = judge(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.3, concurrency=1)
+        start = time.monotonic()
+        assert asked.grades([(MESSAGES, "a")] * 50) == [None] * 50
+    assert time.monotonic() - start < 5.0
+    assert asked.failures == 50 and "were over" in asked.last_error
+
+
 def test_nobody_listening_is_a_failure_like_any_other():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -12,6 +12,7 @@ from rest_megatron.method.weights import (
     region_sums,
     region_switches,
     region_weights,
+    require_finite,
     token_statistic,
     token_weights,
     update_running_mean,
@@ -191,10 +192,10 @@ def test_response_means_by_hand():
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf])
-def test_response_means_refuse_values_that_are_not_finite(bad):
-    index = torch.zeros(2, dtype=torch.int64)
+def test_sums_that_are_not_finite_are_refused(bad):
+    require_finite(vector(0, 1, 2, 3))
     with pytest.raises(ValueError, match="not finite"):
-        region_means_by_response(torch.tensor([1.0, bad]), index, index, 1)
+        require_finite(vector(0, 1, bad, 3))
 
 
 @pytest.mark.parametrize("rule", RULES)

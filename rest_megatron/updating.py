@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.microbatch import PolicyStreams
-from rest_megatron.actor.variance import gradient_variance
+from rest_megatron.actor.variance import gradient_variance, mean_error
 from rest_megatron.batch import Batch, MiniBatch
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
@@ -76,19 +76,20 @@ def gradient_variances(
 ) -> dict[str, dict[str, float]]:
     """`GradientVariance` of the groups' gradients on the same answers, with the step's "weights" and "uniform" ones.
 
-    {} when nothing has any weight.
+    {} when nothing has any weight. That of "weights" also has difference_error: the standard error of the difference
+    between the two variances, from the differences of |g_i|^2 within each group.
     """
     num_sequences = sum(part.num_sequences_global for part in batch.mini_batches)
     whole = MiniBatch(slice(0, len(batch.trajectories)), slice(0, len(weights)), num_sequences)
-    found = {}
-    for name, own in (("weights", weights), ("uniform", torch.ones_like(weights))):
+    measured = []
+    for own in (weights, torch.ones_like(weights)):
         streams = _streams(session, batch, whole, old_log_probs, own, ref_log_probs)
         if streams is None:
             return {}
-        found[name] = gradient_variance(
-            session.actor, batch.trajectories, batch.group_index, num_groups, streams
-        ).to_dict()
-    return found
+        measured.append(gradient_variance(session.actor, batch.trajectories, batch.group_index, num_groups, streams))
+    ours, uniform = measured
+    error = mean_error([a - b for a, b in zip(ours.norms_squared, uniform.norms_squared, strict=True)])
+    return {"weights": ours.to_dict() | {"difference_error": error}, "uniform": uniform.to_dict()}
 
 
 def gradient_variance_metrics(variances: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ of prompts and answers, g has a mean and a covariance C, of which this estimates
 
     variance           tr C  = (sum_i |g_i|^2 - |sum_i g_i|^2 / n) / (n - 1)
     mean_norm_squared  |E g|^2 = |sum_i g_i / n|^2 - tr C / n              (may come out negative when noise dominates)
+    standard_error     of tr C, from the spread of |g_i|^2 over the groups: sd(|g_i|^2) / sqrt(n)
     relative           tr C / |E g|^2, the noise-to-signal ratio ("simple noise scale", arXiv 1812.06162)
 
 Token weights change the expected gradient as well as its noise: only the relative number compares two weightings.
@@ -15,6 +16,7 @@ of this rank's gradient.
 import math
 from collections.abc import Sequence
 from functools import partial
+from statistics import stdev
 from typing import NamedTuple
 
 import torch
@@ -32,16 +34,33 @@ class GradientVariance(NamedTuple):
 
     variance: float
     mean_norm_squared: float
-    groups: int
+    norms_squared: tuple[float, ...]
+    """|g_i|^2 of each group."""
 
     @property
     def relative(self) -> float:
         """variance / mean_norm_squared; inf where the mean is lost in the noise."""
         return self.variance / self.mean_norm_squared if self.mean_norm_squared > 0 else math.inf
 
+    @property
+    def standard_error(self) -> float:
+        """Of the variance."""
+        return mean_error(self.norms_squared)
+
     def to_dict(self) -> dict[str, float]:
-        """All four numbers by name."""
-        return {**self._asdict(), "relative": self.relative}
+        """The numbers by name."""
+        return {
+            "variance": self.variance,
+            "standard_error": self.standard_error,
+            "mean_norm_squared": self.mean_norm_squared,
+            "relative": self.relative,
+            "groups": len(self.norms_squared),
+        }
+
+
+def mean_error(values: Sequence[float]) -> float:
+    """The standard error of the mean of `values`; nan for fewer than two."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def gradient_variance(
@@ -57,24 +76,25 @@ def gradient_variance(
     streams: over their tokens, normalised as for one update with all of them.
     """
     if num_groups < 2:
-        return GradientVariance(math.nan, math.nan, num_groups)
+        return GradientVariance(math.nan, math.nan, (math.nan,) * num_groups)
     lengths = torch.tensor([len(t.response_ids) for t in trajectories], dtype=torch.int64)
     token_groups = torch.tensor(group_index, dtype=torch.int64).repeat_interleave(lengths)
     total: list[Tensor] = []
-    squares = 0.0
+    squares: list[float] = []
     for group in range(num_groups):
         mine = [t for t, own in zip(trajectories, group_index, strict=True) if own == group]
         tokens = (token_groups == group).nonzero().squeeze(1).to(actor.parallel.device)
         gradient = _gradient(actor, mine, streams.select(tokens))
-        squares += _norm_squared(actor, gradient)
+        squares.append(_norm_squared(actor, gradient))
         total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
-    return _moments(squares, _norm_squared(actor, total), num_groups)
+    return _moments(squares, _norm_squared(actor, total))
 
 
-def _moments(squares: float, total_squared: float, n: int) -> GradientVariance:
-    """From sum_i |g_i / n|^2 and |sum_i g_i / n|^2: what was accumulated are the groups' shares g_i / n of the step."""
-    variance = n * (n * squares - total_squared) / (n - 1)
-    return GradientVariance(variance, total_squared - variance / n, n)
+def _moments(squares: Sequence[float], total_squared: float) -> GradientVariance:
+    """From each |g_i / n|^2 and |sum_i g_i / n|^2: what was accumulated are the groups' shares g_i / n of the step."""
+    n = len(squares)
+    variance = n * (n * sum(squares) - total_squared) / (n - 1)
+    return GradientVariance(variance, total_squared - variance / n, tuple(n * n * x for x in squares))
 
 
 def _gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:

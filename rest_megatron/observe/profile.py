@@ -9,7 +9,8 @@ The dict holds
     model, prompts, answers, mean_length
     reward             name -> mean over answers
     lemma_2            tokens, violations, mean_ratio (of score norm to bound)
-    gradient_variance  None, or uniform and weights, each: variance, mean_norm_squared, relative, groups
+    gradient_variance  None, or uniform and weights, each: variance, standard_error, mean_norm_squared, relative,
+                     groups; weights also difference_error, of the difference between the two variances
 
 A number that is nan or infinite was not measured.
 """
@@ -35,14 +36,14 @@ COLUMNS = (
     ("weight", "weight", "{:.3f}"),
     ("weight share", "weight_mass", "{:.3f}"),
 )
-VARIANCE_COLUMNS = ("token weights", "variance", "|mean|^2", "relative", "groups")
+VARIANCE_COLUMNS = ("token weights", "variance", "+-", "|mean|^2", "relative", "groups")
 LEGEND = """\
 score norm: mean of 1 - sum p^2, the exact E||s_t||^2; bound: mean of 1 - exp(-H); lm head: mean of (1 - sum p^2) |h|^2;
 max/bound: the largest ratio of score norm to bound at one token, at most 1 (Lemma 2)"""
 VARIANCE_NOTE = """\
-variance: of the gradient of one group of answers around the mean over groups; relative: variance over the squared norm
-of that mean (noise to signal). Token weights change the expected gradient, so a smaller variance alone can be a smaller
-gradient: read both."""
+variance: of the gradient of one group of answers around the mean over groups, +- its standard error; relative: variance
+over the squared norm of that mean (noise to signal), which is less certain still. Token weights change the expected
+gradient, so a smaller variance alone can be a smaller gradient: read both, and take more prompts where they are vague."""
 UNKNOWN = "-"
 
 
@@ -111,6 +112,7 @@ def _variance_rows(profile: Mapping) -> list[tuple[str, ...]]:
         (
             name,
             _number(v["variance"], "{:.4g}"),
+            _number(v["standard_error"], "{:.2g}"),
             _number(v["mean_norm_squared"], "{:.4g}"),
             _number(v["relative"], "{:.4g}") if v["mean_norm_squared"] > 0 else "not measurable",
             str(v["groups"]),
@@ -128,6 +130,8 @@ def _saved(profile: Mapping) -> str:
         if not v["mean_norm_squared"] > 0
     ]
     text = f"Against uniform weights, these change the variance by {_change(uniform['variance'], weights['variance'])}"
+    if uniform["variance"] > 0 and math.isfinite(weights["difference_error"]):
+        text += f" +- {100 * weights['difference_error'] / uniform['variance']:.1f}%"
     if lost:
         return (
             f"{text}; the relative one cannot be told: the unbiased |mean|^2 is {' and '.join(lost)}, lost in the "

@@ -125,8 +125,10 @@ def test_gradient_variance_is_the_sample_variance_of_the_groups_gradients(
     group_gradients = group_gradients[tied]
     variance = float(group_gradients.var(dim=0, correction=1).sum())
     mean = float(group_gradients.mean(dim=0).square().sum()) - variance / len(group_gradients)
+    error = float(group_gradients.square().sum(dim=1).std(correction=1)) / len(group_gradients) ** 0.5
     for result in pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, True):
         assert result["groups"] == 4
+        assert result["standard_error"] == pytest.approx(error, rel=1e-5)
         assert result["variance"] == pytest.approx(variance, rel=1e-5)
         assert result["mean_norm_squared"] == pytest.approx(mean, rel=1e-4, abs=1e-5 * variance)
         assert result["relative"] == pytest.approx(variance / mean if mean > 0 else float("inf"), rel=1e-4)

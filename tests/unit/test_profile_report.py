@@ -46,8 +46,15 @@ PROFILE = {
     "reward": {"reward/mean": 2.5, "reward/format": 0.75},
     "lemma_2": {"tokens": 1000, "violations": 0, "mean_ratio": 0.8768},
     "gradient_variance": {
-        "uniform": {"variance": 4.0, "mean_norm_squared": 0.5, "relative": 8.0, "groups": 16},
-        "weights": {"variance": 1.0, "mean_norm_squared": 0.25, "relative": 4.0, "groups": 16},
+        "uniform": {"variance": 4.0, "standard_error": 0.5, "mean_norm_squared": 0.5, "relative": 8.0, "groups": 16},
+        "weights": {
+            "variance": 1.0,
+            "standard_error": 0.25,
+            "difference_error": 0.3,
+            "mean_norm_squared": 0.25,
+            "relative": 4.0,
+            "groups": 16,
+        },
     },
 }
 
@@ -71,9 +78,9 @@ def test_the_table_shows_every_region_in_columns():
 
 def test_the_table_says_what_the_weights_do_to_the_variance_and_what_it_means():
     text = profile_table(PROFILE)
-    assert "these change the variance by -75.0%, the relative one by -50.0%" in text
-    assert "uniform               4       0.5         8      16" in text
-    assert "Token weights change the expected gradient" in text and "noise to signal" in text
+    assert "these change the variance by -75.0% +- 7.5%, the relative one by -50.0%" in text
+    assert ["uniform", "4", "0.5", "0.5", "8", "16"] in [line.split() for line in text.splitlines()]
+    assert "Token weights change the expected gradient" in " ".join(text.split()) and "noise to signal" in text
 
 
 @pytest.mark.parametrize("kind, named", [("uniform", "uniform weights"), ("weights", "these weights")])
@@ -82,7 +89,9 @@ def test_a_mean_gradient_lost_in_the_noise_is_said_so(kind, named, value):
     profile = deepcopy(PROFILE)
     profile["gradient_variance"][kind] |= {"mean_norm_squared": value, "relative": math.inf}
     text = profile_table(profile)
-    assert f"by -75.0%; the relative one cannot be told: the unbiased |mean|^2 is {value:.4g} of {named}" in text
+    assert (
+        f"by -75.0% +- 7.5%; the relative one cannot be told: the unbiased |mean|^2 is {value:.4g} of {named}" in text
+    )
     assert "lost in the noise" in text and "profile.prompts" in text
     assert text.count("not measurable") == 1 and "inf" not in text.split("Against")[1]
 
@@ -105,7 +114,7 @@ def test_the_files_hold_the_profile(tmp_path):
     png = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
     assert png == (path.parent / "profile.png").read_bytes() and png.startswith(b"\x89PNG")
     assert "format 600 0.600 30.0 0.0500 0.0200 0.0300 0.998 12.35 0.500 0.300".split() in page.rows
-    assert ["these", "1", "0.25", "4", "16"] in page.rows and ["reward/mean", "2.500"] in page.rows
+    assert ["these", "1", "0.25", "0.25", "4", "16"] in page.rows and ["reward/mean", "2.500"] in page.rows
     assert ["model", "models/tiny"] in page.rows
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
 

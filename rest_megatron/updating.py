@@ -27,6 +27,7 @@ def update(
     for part in batch.mini_batches * session.config.train.epochs:
         streams = _streams(session, batch, part, old_log_probs, weights, ref_log_probs)
         if streams is None:
+            session.actor.skip(1)
             continue
         done = session.actor.update(batch.trajectories[part.sequences], streams)
         log_probs[part.tokens] = done.log_probs

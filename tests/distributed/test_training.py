@@ -83,6 +83,16 @@ def test_the_learning_rate_follows_the_step_where_masked_groups_save_updates(poo
     assert [row.get("actor/lr") for row in rows] == [None, None, pytest.approx(5e-4), pytest.approx(2.5e-4)]
 
 
+def test_a_mini_batch_without_any_weight_takes_no_step_but_its_place_in_the_schedule(pool, tmp_path):
+    # One answer a mini-batch. To the published code an unclosed thought weighs nothing: the fifth and eighth of each step.
+    settings = ["train.mini_batch_size=1", "optim.schedule=linear"]
+    files = [EXAMPLES / "ablations/published_code.yaml"]
+    rows = read_metrics(run(pool, tmp_path / "one", 1, files=files, overrides=settings))
+    taken = ((0, 1, 2, 3, 5, 6), (8, 9, 10, 11, 13, 14))
+    wanted = [1e-3 * (1 - sum(numbers) / 6 / 16) for numbers in taken]
+    assert [row["actor/lr"] for row in rows] == pytest.approx(wanted)
+
+
 def test_score_gives_a_dump_the_scores_it_was_trained_with(pool, tmp_path):
     run_dir = run(pool, tmp_path / "one", 1, overrides=["reward.overlong_buffer=0", "train.steps=3"])
     truths = [json.loads(line)["reward_model"]["ground_truth"] for line in (run_dir.parent / "rows.jsonl").open()]

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rest_megatron.actor.actor import TokenStats
-from rest_megatron.batch import Batch, make_batch
+from rest_megatron.batch import Batch
 from rest_megatron.collecting import Experience, collect
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
@@ -21,10 +21,10 @@ from rest_megatron.method.weights import region_sums
 from rest_megatron.observe.profile import profile_table, write_profile
 from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.reading import read_prompts
-from rest_megatron.scoring import accuracies, reward_metrics
+from rest_megatron.scoring import reward_metrics
 from rest_megatron.session import Session, open_session
 from rest_megatron.updating import gradient_variances
-from rest_megatron.weighing import StepWeights, WeightState, global_means, weigh
+from rest_megatron.weighing import StepWeights, WeightState, global_means, weigh_experience
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
 TOLERANCE = 1e-6
@@ -55,31 +55,8 @@ def main(config: Config, launch: Launch) -> None:
 
 def measure(session: Session, experience: Experience, step: int) -> dict:
     """The profile of some answers as plain values, the same on every rank. Collective."""
-    config, parallel = session.config, session.parallel
-    batch = make_batch(
-        experience.trained,
-        experience.advantages.flatten(),
-        session.token_table,
-        session.grammar,
-        group_size=config.rollout.group_size,
-        mini_batch_size=len(experience.trained),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.dp_size,
-        device=parallel.device,
-    )
-    stats = session.actor.log_probs(batch.trajectories)
-    rewards = reward_metrics(experience.all_scores)
-    weights = weigh(
-        batch,
-        stats,
-        WeightState(),
-        progress=config.profile.progress,
-        step=step,
-        accuracy=accuracies(rewards),
-        settings=config.weights,
-        token_table=session.token_table,
-        dp_group=parallel.dp_group,
-    )
+    config = session.config
+    batch, stats, weights = weigh_experience(session, experience, WeightState(), config.profile.progress, step)
     variances = None
     if config.profile.gradient_variance and experience.num_trained > 1:
         reference = session.actor.ref_log_probs(batch.trajectories)
@@ -91,7 +68,7 @@ def measure(session: Session, experience: Experience, step: int) -> dict:
         "answers": len(experience.trained),
         "prompts": experience.num_trained,
         "mean_length": length_metrics(experience.trained)["rollout/length"],
-        "reward": rewards,
+        "reward": reward_metrics(experience.all_scores),
         "regions": regions,
         "lemma_2": lemma,
         "gradient_variance": variances,

@@ -6,7 +6,6 @@ prompts -> answers -> scores -> advantages -> entropies -> token weights -> one 
 import time
 from collections.abc import Callable, Sequence
 
-from rest_megatron.batch import make_batch
 from rest_megatron.collecting import collect
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
@@ -18,7 +17,7 @@ from rest_megatron.observe.alarms import Alarms
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, log_prob_difference, rollout_metrics
 from rest_megatron.reading import read_prompts
-from rest_megatron.scoring import accuracies, reward_metrics
+from rest_megatron.scoring import reward_metrics
 from rest_megatron.session import Session, open_session
 from rest_megatron.updating import (
     gradient_variance_metrics,
@@ -27,7 +26,7 @@ from rest_megatron.updating import (
     token_vectors,
     update,
 )
-from rest_megatron.weighing import WeightState, weigh
+from rest_megatron.weighing import WeightState, weigh_experience
 
 
 def planned_updates(config: Config) -> int:
@@ -86,35 +85,11 @@ def train_step(
     progress = step / config.train.steps
     session.rollout.publish(actor.version)
     experience = collect(session, step, progress, next_prompts)
-    rewards = reward_metrics(experience.all_scores)
-    samples = experience.trained
-    batch = make_batch(
-        samples,
-        experience.advantages.flatten(),
-        session.token_table,
-        session.grammar,
-        group_size=config.rollout.group_size,
-        mini_batch_size=config.train.mini_batch_size or len(samples),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.dp_size,
-        device=parallel.device,
-    )
 
     started = time.perf_counter()
-    old = actor.log_probs(batch.trajectories)
-    weights = weigh(
-        batch,
-        old,
-        state,
-        progress=progress,
-        step=step,
-        accuracy=accuracies(rewards),
-        settings=config.weights,
-        token_table=session.token_table,
-        dp_group=parallel.dp_group,
-    )
+    batch, old, weights = weigh_experience(session, experience, state, progress, step)
     reference = actor.ref_log_probs(batch.trajectories)
-    metrics = {"progress": progress} | weights.metrics() | rewards
+    metrics = {"progress": progress} | weights.metrics() | reward_metrics(experience.all_scores)
     interval = config.train.gradient_variance_interval
     if interval and step % interval == 0 and experience.num_trained > 1:
         groups = experience.num_trained

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.actor import TokenStats
-from rest_megatron.batch import Batch
+from rest_megatron.batch import Batch, make_batch
+from rest_megatron.collecting import Experience
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.curriculum import anneal
 from rest_megatron.method.feedback import FeedbackState, shift, update_feedback
@@ -25,6 +26,8 @@ from rest_megatron.method.weights import (
     token_weights,
     update_running_mean,
 )
+from rest_megatron.scoring import accuracies, reward_metrics
+from rest_megatron.session import Session
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,37 @@ class StepWeights:
         """Every mean of every region, and how far each region's feedback curriculum is."""
         regions = {f"{name}/{r.name.lower()}": float(mean[r]) for name, mean in self.means.items() for r in Region}
         return regions | self.state.feedback.metrics()
+
+
+def weigh_experience(
+    session: Session, experience: Experience, state: WeightState, progress: float, step: int
+) -> tuple[Batch, TokenStats, StepWeights]:
+    """The answers to train on as this rank's batch, their statistics under the current weights, and token weights."""
+    config, parallel, samples = session.config, session.parallel, experience.trained
+    batch = make_batch(
+        samples,
+        experience.advantages.flatten(),
+        session.token_table,
+        session.grammar,
+        group_size=config.rollout.group_size,
+        mini_batch_size=config.train.mini_batch_size or len(samples),
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.dp_size,
+        device=parallel.device,
+    )
+    stats = session.actor.log_probs(batch.trajectories)
+    weights = weigh(
+        batch,
+        stats,
+        state,
+        progress=progress,
+        step=step,
+        accuracy=accuracies(reward_metrics(experience.all_scores)),
+        settings=config.weights,
+        token_table=session.token_table,
+        dp_group=parallel.dp_group,
+    )
+    return batch, stats, weights
 
 
 def weigh(

@@ -84,7 +84,7 @@ def test_the_learning_rate_follows_the_step_where_masked_groups_save_updates(poo
 
 
 def test_a_mini_batch_without_any_weight_takes_no_step_but_its_place_in_the_schedule(pool, tmp_path):
-    # One answer a mini-batch. To the published code an unclosed thought weighs nothing: the fifth and eighth of each step.
+    # One answer a mini-batch. To the published code an unclosed thought weighs nothing: here the fifth and the eighth.
     settings = ["train.mini_batch_size=1", "optim.schedule=linear"]
     files = [EXAMPLES / "ablations/published_code.yaml"]
     rows = read_metrics(run(pool, tmp_path / "one", 1, files=files, overrides=settings))
@@ -163,4 +163,4 @@ def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_pa
         for name, numbers in alone["regions"].items():
             assert other["regions"][name] == pytest.approx(numbers, rel=1e-4)
         for name, numbers in alone["gradient_variance"].items():
-            assert other["gradient_variance"][name] == pytest.approx(numbers, rel=1e-3)
+            assert other["gradient_variance"][name] == pytest.approx(numbers, rel=1e-3, abs=1e-8)

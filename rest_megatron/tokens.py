@@ -4,16 +4,17 @@ Rewards and regions read the sampled tokens themselves. Text is never tokenised 
 second tokenisation are not always the ids the model sampled.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import decoders
-from transformers import GenerationConfig
 
 from rest_megatron.errors import CheckpointError, ConfigError
 
-# End-of-turn tokens of ChatML and Llama 3, for a tokenizer.json that comes without the file that names its own.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
+# End-of-turn tokens of ChatML and Llama 3, for a tokenizer.json that comes without the file that names its own. With
+# the last one Llama 3 ends a turn that waits for a tool.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
 def token_bytes(tokenizer, vocab_size: int | None = None) -> list[bytes]:
@@ -57,12 +58,7 @@ def stop_token_ids(directory: Path, tokenizer) -> list[int]:
     Raises CheckpointError when generation_config.json cannot be read.
     """
     ids = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    if (directory / "generation_config.json").exists():
-        try:
-            listed = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{directory / 'generation_config.json'} cannot be read: {error}") from error
-        ids.update([listed] if isinstance(listed, int) else listed or [])
+    ids.update(_listed_stops(directory / "generation_config.json"))
     if not ids:
         known = tokenizer.get_vocab()
         ids = {known[token] for token in TURN_ENDS if token in known}
@@ -72,6 +68,23 @@ def stop_token_ids(directory: Path, tokenizer) -> list[int]:
 def decode(ids: Iterable[int], table: Sequence[bytes]) -> bytes:
     """The bytes of `ids` in a row. They need not be valid UTF-8: a model may stop inside a character."""
     return b"".join(table[index] for index in ids)
+
+
+def _listed_stops(path: Path) -> list[int]:
+    """eos_token_id of a generation_config.json; none where there is no such file. Raises CheckpointError."""
+    if not path.exists():
+        return []
+    try:
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} holds a {type(settings).__name__}, must be an object")
+    listed = settings.get("eos_token_id")
+    ids = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    if any(type(token) is not int for token in ids):  # True is no token id
+        raise CheckpointError(f"{path}: eos_token_id is {listed!r}, must be a token id, a list of them or null")
+    return ids
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -16,10 +16,13 @@ from rest_megatron.data.convert import SOURCES
 from rest_megatron.data.convert.render import native_row, rlla_row
 from rest_megatron.data.convert.steps import Step, steps, unusable
 from rest_megatron.data.replace import replacing
-from rest_megatron.data.rows import BadRow, as_object, first_faults, read_rows, text
+from rest_megatron.data.rows import BadRow, as_object, first_faults, read_records, text
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.files import FileArguments
-from rest_megatron.reward.score import parse_ground_truth
+from rest_megatron.reward.score import parse_ground_truth, score
+
+PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
+PAYLOAD = ("arguments", "parameters")
 
 
 @dataclass
@@ -37,13 +40,12 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
     """Convert files.input, records of files.source, to files.output, and write the counts to `stream`.
 
     data.answer_format "toolrl" writes rows in ToolRL's schema, the others messages and a column `tools`.
-    Raises ConfigError for an unknown source or kind of output, DataError when a file cannot be read or written or no
-    record is usable.
+    Raises ConfigError for an unknown kind of output, DataError when a file cannot be read or written, when parquet has
+    changed its calls or tools, or when no record is usable.
     """
     writer = _writer(files.output)
-    if files.source not in SOURCES:
-        raise ConfigError(f"source={files.source} is not known; sources: {', '.join(SOURCES)}")
-    records = read_rows(files.input)
+    records = read_records(files.input)
+    _refuse_padded(files.input)
     done = convert(records, files.source, config.data.answer_format)
     lines = _report(done, config.data.answer_format)
     if not done.rows:
@@ -57,7 +59,7 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
 def convert(records: list[tuple[str, object]], source: str, answer_format: str) -> Conversion:
     """Rows of every action that can be learnt from.
 
-    records: as `read_rows` gives them. source: a key of SOURCES. answer_format: as data.answer_format.
+    records: as `read_records` gives them. source: a key of SOURCES. answer_format: as data.answer_format.
     """
     done = Conversion()
     for number, (where, record) in enumerate(records):
@@ -68,8 +70,10 @@ def convert(records: list[tuple[str, object]], source: str, answer_format: str) 
             continue
         done.system_messages += bool(dialogue.system)
         for step in steps(dialogue):
-            row = _row(step, answer_format, len(done.rows), f"{source}:{dialogue.id or number}:{step.number}")
-            reason = unusable(step) or _refusal(row)
+            reason = unusable(step)
+            if not reason:
+                row = _row(step, answer_format, len(done.rows), f"{source}:{dialogue.id or number}:{step.number}")
+                reason = _refusal(row)
             if reason:
                 done.dropped[reason] += 1
             else:
@@ -84,13 +88,42 @@ def _row(step: Step, answer_format: str, index: int, source: str) -> dict:
 
 
 def _refusal(row: dict) -> str:
-    """Why training would refuse the row, "" when it takes it."""
+    """Why training would refuse the row, or its own truth would not score in full; "" when neither."""
     try:
         read_messages(row)
-        parse_ground_truth(text(row["reward_model"], "ground_truth"))
-    except ValueError as reason:
-        return str(reason)
-    return ""
+        truth = text(row["reward_model"], "ground_truth")
+        reason = score(truth.encode(), parse_ground_truth(truth), progress=0.0).reason
+    except ValueError as error:
+        return str(error)
+    return "" if reason == "ok" else f"its own truth does not score in full: {reason}"
+
+
+def _refuse_padded(path: Path) -> None:
+    """Raise DataError for a parquet file that holds arguments or parameters as objects.
+
+    A struct has the same keys in every row: those a row lacks come back as null and would be learnt.
+    """
+    if path.suffix != ".parquet":
+        return
+    schema = pq.read_schema(path)
+    found = (_free_struct(schema.field(name).type, name) for name in PAYLOAD_COLUMNS if name in schema.names)
+    column = next(filter(None, found), "")
+    if column:
+        raise DataError(
+            f"{path}: column {column} is a struct, in which parquet gives every row the keys of all others as null\n"
+            "  Save it as JSONL, or keep calls and tools as JSON strings"
+        )
+
+
+def _free_struct(kind: pa.DataType, where: str) -> str:
+    """The first struct in PAYLOAD within a column of this type, "" when there is none. where: the column's name."""
+    if hasattr(kind, "value_type"):
+        return _free_struct(kind.value_type, f"{where}[]")
+    if not pa.types.is_struct(kind):
+        return ""
+    if where.rstrip("[]").rpartition(".")[2] in PAYLOAD:
+        return where
+    return next(filter(None, (_free_struct(each.type, f"{where}.{each.name}") for each in kind)), "")
 
 
 def _report(done: Conversion, answer_format: str) -> list[str]:

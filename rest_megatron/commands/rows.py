@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TextIO, TypeVar
 
 from rest_megatron.data.replace import replacing
-from rest_megatron.data.rows import BadRow, describe
+from rest_megatron.data.rows import BadRow, as_object, describe, json_lines
 from rest_megatron.errors import DataError
 from rest_megatron.files import FileArguments
+from rest_megatron.grammar import Grammar
 
 Parsed = TypeVar("Parsed")
 
@@ -27,20 +28,22 @@ class Fault:
 
 
 def process(files: FileArguments, stream: TextIO, convert: Callable[[dict], dict]) -> None:
-    """Write `convert(row)` of every row of files.input to files.output; see `read_rows` and `write_rows`."""
-    write_rows(files.output, read_rows(files.input, convert), stream)
+    """Write `convert(row)` of every row of files.input to files.output; see `parse_lines` and `write_rows`."""
+    write_rows(files.output, parse_lines(files.input, convert), stream)
 
 
-def read_rows(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed | Fault]:
+def parse_lines(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed | Fault]:
     """`parse(row)` of every row in file order, a Fault where it raises BadRow or the line is no JSON object.
 
     Raises DataError when the file cannot be read or holds no rows.
     """
     empty = True
-    for number, line in _lines(path):
-        if line.strip():
-            empty = False
-            yield _parse_line(number, line, parse)
+    for number, row in _lines(path):
+        empty = False
+        try:
+            yield parse(as_object(row))
+        except BadRow as fault:
+            yield Fault(f"line {number}: {fault}")
     if empty:
         raise DataError(f"input={path} holds no rows; at least one JSON object on a line is needed")
 
@@ -62,27 +65,23 @@ def write_rows(path: Path, rows: Iterable[dict | Fault], stream: TextIO) -> None
     stream.write(f"{path}: {written} rows, {faults} of them could not be used\n")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_think_open(row: dict, grammar: Grammar) -> bool:
+    """Whether the prompt has already opened the thought: the optional field `think_open`.
+
+    Raises BadRow when it is no bool, or true where answers of this grammar have no thought.
+    """
+    think_open = row.get("think_open")
+    if think_open is None:
+        return False
+    if not isinstance(think_open, bool):
+        raise BadRow(f"field 'think_open' is {describe(think_open)}, must be a bool")
+    if think_open and grammar.think is None:
+        raise BadRow("field 'think_open' is true, but answers in this data.answer_format have no thought")
+    return think_open
+
+
+def _lines(path: Path) -> Iterator[tuple[int, object]]:
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        yield from json_lines(path)
     except OSError as error:
         raise DataError(f"input={path} cannot be read: {error.strerror}") from error
-
-
-def _parse_line(number: int, line: bytes, parse: Callable[[dict], Parsed]) -> Parsed | Fault:
-    try:
-        return parse(_read_object(line))
-    except BadRow as fault:
-        return Fault(f"line {number}: {fault}")
-
-
-def _read_object(line: bytes) -> dict:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"is not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadRow(f"is {describe(row)}, must be an object")
-    return row

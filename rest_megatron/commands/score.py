@@ -2,31 +2,34 @@
 
 from typing import TextIO
 
-from rest_megatron.commands.rows import process
+from rest_megatron.commands.rows import process, read_think_open
 from rest_megatron.config.schema import Config
 from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.files import FileArguments
+from rest_megatron.grammar import GRAMMARS
 from rest_megatron.reward.reward import build_reward
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:
     """Rows {response, ground_truth} of files.input -> {score, format, correctness, parts, reason} in files.output.
 
-    The reward is that of `reward.*` at files.step and files.progress, without a judge. A row without these strings, or
-    with a ground truth that cannot be scored, is reported on `stream` and becomes {"error": ...} in the output.
+    The reward is that of `reward.*` at files.step and files.progress, without a judge. A row may hold `think_open`:
+    true where the prompt has already opened the thought. A row without these strings, or with a ground truth that
+    cannot be scored, is reported on `stream` and becomes {"error": ...} in the output.
     Raises DataError for a file that cannot be read or written, ConfigError for a reward that cannot be built.
     """
-    reward = build_reward(config)
+    reward, grammar = build_reward(config), GRAMMARS[config.data.answer_format]
 
     def convert(row: dict) -> dict:
         response, ground_truth = field(row, "response", str), field(row, "ground_truth", str)
+        think_open = read_think_open(row, grammar)
         try:
             truth = reward.read(ground_truth)
         except ValueError as reason:
             raise BadRow(f"ground_truth {describe(ground_truth)}: {reason}") from reason
         # JSON may hold a lone surrogate, which is no UTF-8; what it becomes here is not valid in an answer either.
         answer = response.encode("utf-8", "surrogatepass")
-        score = reward.score(answer, truth, progress=files.progress, step=files.step)
+        score = reward.score(answer, truth, progress=files.progress, step=files.step, think_open=think_open)
         return {
             "score": score.total,
             "format": score.format,

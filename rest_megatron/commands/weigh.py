@@ -1,7 +1,8 @@
 """`weigh`: the region and the weight of every token of answers on file, as training would weigh them.
 
-A row {"ids": [...]} may hold `entropy`, `collision` and `hidden_norm_squared` of each token; it comes back as
-{"ids", "regions", "weights"}, and `entropy` when it was given. Region means are those of the whole file, or of each
+A row {"ids": [...]} may hold `entropy`, `collision` and `hidden_norm_squared` of each token, and `think_open`, true
+where the prompt has already opened the thought. It comes back as {"ids", "regions", "weights"}, and `entropy` when it
+was given. Region means are those of the whole file, or of each
 answer with weights.scope=response. Where what the rule reads is missing, regions weigh 1 before the curriculum.
 An answer ends at its first end-of-turn token; what follows is padding, of region format and weight 0.
 """
@@ -13,11 +14,11 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from rest_megatron.commands.rows import Fault, read_rows, write_rows
-from rest_megatron.commands.tokenizer import read_tokenizer
+from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.rows import BadRow, describe, field
+from rest_megatron.data.tokenizer import load_tokenizer
 from rest_megatron.files import FileArguments
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.method.curriculum import anneal
@@ -26,8 +27,9 @@ from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.weights import region_sums, region_switches, region_weights, token_statistic, token_weights
 from rest_megatron.tokens import stop_token_ids, token_bytes
 
-LARGEST = torch.finfo(torch.float32).max
-STATISTICS = ("entropy", "collision", "hidden_norm_squared")
+# What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
+BOUNDS = {"entropy": (-1e-4, 50.0), "collision": (0.0, 1.0 + 1e-4), "hidden_norm_squared": (0.0, 3.4e38)}
+STATISTICS = tuple(BOUNDS)
 READ_BY_RULE = {
     "score_bound": {"entropy"},
     "inverse_entropy": {"entropy"},
@@ -68,7 +70,12 @@ class AnswerReader:
         end = next((position for position, token in enumerate(ids) if token in self.stop_ids), None)
         pieces = [self.token_table[token] for token in ids]
         length = len(ids) if end is None else end + 1
-        labels = label_regions(pieces[:length], stop_token=end is not None, grammar=self.grammar)
+        labels = label_regions(
+            pieces[:length],
+            stop_token=end is not None,
+            grammar=self.grammar,
+            think_open=read_think_open(row, self.grammar),
+        )
         statistics = {name: _numbers(row, name, len(ids)) for name in STATISTICS if row.get(name) is not None}
         return Answer(ids, pieces, torch.tensor(labels, dtype=torch.int64), statistics)
 
@@ -82,11 +89,16 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
     if settings.curriculum == "feedback" and settings.rule != "reference":
         fix = "Use weights.curriculum=linear with progress=..., or none"
         refuse(config, "weights.curriculum", "needs the accuracies of every step so far, which no file holds", fix)
-    tokenizer = read_tokenizer(files.tokenizer)
+    tokenizer = load_tokenizer(files.tokenizer, f"tokenizer={files.tokenizer}")
     stop_ids = frozenset(stop_token_ids(files.tokenizer, tokenizer))
     reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format])
-    answers = list(read_rows(files.input, reader))
+    answers = list(parse_lines(files.input, reader))
     write_rows(files.output, _weighed(answers, config, files), stream)
+    needed = READ_BY_RULE.get(settings.rule, set())
+    lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
+    if lacking:
+        names = " and ".join(sorted(needed))
+        stream.write(f"{lacking} rows lack {names}, which weights.rule={settings.rule} reads\n")
 
 
 def _weighed(answers: Sequence[Answer | Fault], config: Config, files: FileArguments) -> Iterator[dict | Fault]:
@@ -134,11 +146,12 @@ def _row(answer: Answer, weights: list[float]) -> dict:
 
 
 def _numbers(row: dict, name: str, length: int) -> list[float]:
-    """The list `row[name]` of `length` finite numbers; BadRow when it is not one."""
+    """The list `row[name]` of `length` numbers within BOUNDS; BadRow when it is not one."""
     values = field(row, name, list)
     if len(values) != length:
         raise BadRow(f"field {name!r} holds {len(values)} values for {length} ids; one for each is needed")
+    low, high = BOUNDS[name]
     for position, value in enumerate(values):
-        if type(value) not in (int, float) or not abs(value) <= LARGEST:
-            raise BadRow(f"{name}[{position}] is {describe(value)}, must be a finite float32 number")
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise BadRow(f"{name}[{position}] is {describe(value)}, must be a number from {low:g} to {high:g}")
     return values

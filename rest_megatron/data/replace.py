@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rest_megatron.errors import DataError
@@ -14,14 +14,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises DataError when it cannot be written.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises where links run in a circle
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        if target.exists() and not target.is_file():
+        if os.path.lexists(target) and not target.is_file():
             raise DataError(f"output={path} is not a file; name one that may be replaced")
         yield part
         os.replace(part, target)
     except OSError as error:
         raise DataError(f"output={path} cannot be written: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, it cannot be removed: the error above says why
+            part.unlink()

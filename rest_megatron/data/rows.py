@@ -1,7 +1,7 @@
 """Rows of a .parquet, .jsonl or .json file, parsed one by one; bad rows are reported together."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ def parse_rows(
     Raises DataError when the file cannot be read or holds no row, and, naming the first few of them, when `parse`
     raised BadRow or a line is not JSON.
     """
-    rows = read_rows(path, columns + optional)
+    rows = read_records(path, columns + optional)
     parsed, faults = [], []
     for index, (where, row) in enumerate(rows):
         try:
@@ -43,7 +43,7 @@ def parse_rows(
     return parsed
 
 
-def read_rows(path: str | Path, columns: tuple[str, ...] | None = None) -> list[tuple[str, object]]:
+def read_records(path: str | Path, columns: tuple[str, ...] | None = None) -> list[tuple[str, object]]:
     """Return each row with the words that say where it is; a line that is not JSON comes as a BadRow.
 
     columns: parquet files are read no further; None reads all.
@@ -65,8 +65,30 @@ def read_rows(path: str | Path, columns: tuple[str, ...] | None = None) -> list[
     return rows
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """(line number from 1, its JSON value or a BadRow) of every line that is not blank.
+
+    Lines end at LF only: U+2028 and the like are text. Raises OSError.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield number, _parse_line(line)
+
+
+def _parse_line(line: bytes) -> object:
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"is not valid JSON: {error}")
+
+
 def as_object(row: object, columns: tuple[str, ...] = ()) -> dict:
-    """The row of `read_rows`; BadRow when it is one, or no object. columns: what it should hold, for the message."""
+    """The row of `read_records` or `json_lines`; BadRow when it is one, or no object.
+
+    columns: what it should hold, for the message.
+    """
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
@@ -134,14 +156,4 @@ def _read_json(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, o
 
 
 def _read_jsonl(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
-    """One row per line; blank lines are skipped. Lines end at LF only: U+2028 and the like are text."""
-    lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    written = [(number, line) for number, line in lines if line.strip()]
-    return [(f"row {index} (line {number})", _parse_line(line)) for index, (number, line) in enumerate(written)]
-
-
-def _parse_line(line: bytes) -> object:
-    try:
-        return json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        return BadRow(f"is not valid JSON: {error}")
+    return [(f"row {index} (line {number})", row) for index, (number, row) in enumerate(json_lines(path))]

@@ -1,4 +1,6 @@
-"""The model's tokenizer, from local files alone, with the chat template of the configuration."""
+"""Tokenizers from local files alone, and the model's with the chat template of the configuration."""
+
+from pathlib import Path
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,18 +15,27 @@ def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
     Raises CheckpointError when its files cannot be read, ConfigError when the template cannot be used.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-    # A broken tokenizer.json raises anything up to a bare Exception.
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in model.path={config.model.path} cannot be read: {error}   "
-            f"({config.where('model.path')})\n"
-            "  A Hugging Face directory holds tokenizer.json and tokenizer_config.json beside config.json"
-        ) from error
+    path = config.model.path
+    tokenizer = load_tokenizer(Path(path), f"model.path={path} ({config.where('model.path')})")
     if config.data.chat_template is not None:
         _set_template(tokenizer, config.data.chat_template, config.where("data.chat_template"))
     return tokenizer
+
+
+def load_tokenizer(directory: Path, said: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in `directory`, a Hugging Face one or one that holds tokenizer.json alone.
+
+    Code beside it is never run. said: how the user named the directory, for the message.
+    Raises CheckpointError when it cannot be read.
+    """
+    fix = "  Name a Hugging Face directory, or one that holds its tokenizer.json"
+    if not directory.is_dir():  # a name that is no directory would be looked up on the network's hub
+        raise CheckpointError(f"{said} is no directory, so it holds no tokenizer\n{fix}")
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    # A broken tokenizer.json raises anything up to a bare Exception.
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer in {said} cannot be read: {error}\n{fix}") from error
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, name: str, where: str) -> None:

@@ -150,12 +150,17 @@ def _tagged_response(text: bytes, start: int, body_start: int, grammar: Grammar)
 
 
 def _bare_calls(text: bytes, start: int, grammar: Grammar) -> Section | None:
-    """Calls that begin the text without a tag: an object with a name or parameters. Other JSON is a response."""
+    """Calls that begin the text without a tag: an object with a name and parameters, or cut short with one of them.
+
+    Other JSON is a response.
+    """
     start = _SPACE.match(text, start).end()
     if not text.startswith(b"{", start):
         return None
     first = read_call(text, start)
-    return _tool_call(text, start, start, grammar) if first.names or first.parameters else None
+    cut = not first.closed and first.end == len(text)
+    meant = (first.names or first.parameters) if cut else (first.names and first.parameters)
+    return _tool_call(text, start, start, grammar) if meant else None
 
 
 def _tool_call(text: bytes, start: int, body_start: int, grammar: Grammar) -> Section:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 
 from rest_megatron.config.schema import AlarmsConfig
+from rest_megatron.reward.score import ACCURACY_PARTS
 
 SHORT, HACKING = "short_answers", "format_hacking"
 LENGTH = ("rollout/length",)
 FORMAT = ("reward/format",)
-ACCURACY = ("reward/name", "reward/parameter_names", "reward/parameter_values")
+ACCURACY = tuple(f"reward/{name}" for name in ACCURACY_PARTS if name != "exact")
+RISE = 0.002  # of the accuracy, per step of the window: less is noise, which a run that learns nothing has, too
 
 
 @dataclass
@@ -22,8 +24,10 @@ class _State:
     formats: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
     first_length: float | None = None
+    risen_accuracy: float = 0.0
+    """The mean at the last rise."""
     best_accuracy: float = 0.0
-    steps_since_best: int = 0
+    steps_since_rise: int = 0
     active: list[str] = field(default_factory=list)
 
 
@@ -33,9 +37,9 @@ class Alarms:
     short_answers: the mean length over the last alarms.window steps is below alarms.min_length_ratio of that of the
     run's first window.
     format_hacking: over the last window the format rate is above alarms.format_high, the mean of the accuracy parts
-    (name, parameter names, parameter values) is below alarms.correctness_low, and it has not risen: no window that
-    ended in the last alarms.window steps has a better mean than all before. What ends it must be better than the best
-    by three standard errors of the window's mean, which noise seldom is.
+    (name, parameter names, parameter values) is below alarms.correctness_low, and it has not risen for alarms.window
+    steps. A rise is a mean above that of the last rise by more than 0.002 alarms.window. While the alarm lasts, it is
+    one above the best of all by as much and by three standard errors of the window's mean, which noise seldom is.
     A step that lacks a metric of an alarm, as with a reward of the user's own, leaves that alarm as it is.
     """
 
@@ -93,18 +97,21 @@ class Alarms:
         if not full:
             return []
         format_rate, accuracy = fmean(state.formats), fmean(state.accuracies)
-        margin = 3 * _standard_error(state.accuracies) if HACKING in state.active else 0.0
-        if accuracy > state.best_accuracy + margin:
-            state.best_accuracy, state.steps_since_best = accuracy, 0
+        before, margin = state.risen_accuracy, RISE * settings.window
+        if HACKING in state.active:
+            before, margin = state.best_accuracy, max(margin, 3 * _standard_error(state.accuracies))
+        if accuracy > before + margin:
+            state.risen_accuracy, state.steps_since_rise = accuracy, 0
         else:
-            state.steps_since_best += 1
-        stalled = accuracy < settings.correctness_low and state.steps_since_best >= settings.window
+            state.steps_since_rise += 1
+        state.best_accuracy = max(state.best_accuracy, accuracy)
+        stalled = accuracy < settings.correctness_low and state.steps_since_rise >= settings.window
         numbers = f"over {settings.window} steps format {format_rate:.2f} and accuracy {accuracy:.2f}"
         return self._switch(
             HACKING,
             stalled and format_rate > settings.format_high,
             begins=f"alarm at step {step}: format without correctness: {numbers}, which has not risen for "
-            f"{state.steps_since_best} steps (alarms.format_high={settings.format_high:g}, "
+            f"{state.steps_since_rise} steps (alarms.format_high={settings.format_high:g}, "
             f"alarms.correctness_low={settings.correctness_low:g})\n"
             f"  Read rollouts/step-{step}.jsonl for well-formed answers that are wrong. Check that the format alone "
             "does not earn most of the reward; raise weights.alpha_format, or start from a better supervised model",

@@ -6,13 +6,13 @@ orange above, full at 0 and at 2.
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from rest_megatron.observe.page import COLORS, escape, page, table
 from rest_megatron.observe.progress import text_table
 from rest_megatron.observe.regions import REGIONS
-from rest_megatron.observe.response import Response
+from rest_megatron.observe.response import Response, visible
 
 HEADINGS = {"entropy": "entropy", "log_probs": "log-prob", "ratio": "ratio", "clipped": "clipped"}
 LETTERS = dict(zip(REGIONS, "FNPC", strict=True))
@@ -57,19 +57,28 @@ def html_page(response: Response, title: str) -> str:
 
 def _runs(response: Response) -> list[tuple[str, float, str]]:
     """(region, weight, text) of neighbours with the same region and, to two digits, weight."""
-    tokens = zip(response.regions, response.weights, response.texts, strict=True)
-    runs = groupby(tokens, key=lambda token: (token[0], round(token[1], 2)))
-    return [(*key, "".join(text for _, _, text in run)) for key, run in runs]
+    runs = groupby(range(len(response.ids)), key=lambda i: (response.regions[i], round(response.weights[i], 2)))
+    return [(*key, _joined(response, run)) for key, run in runs]
+
+
+def _joined(response: Response, tokens: Iterable[int]) -> str:
+    """The text of neighbours, in which a character that their tokens cut is whole."""
+    stretches = groupby(tokens, key=lambda i: bool(response.pieces[i]))
+    shown = []
+    for spelled, stretch in stretches:
+        own = list(stretch)
+        shown += [visible(b"".join(response.pieces[i] for i in own))] if spelled else [response.texts[i] for i in own]
+    return "".join(shown)
 
 
 def _terminal_run(region: str, weight: float, text: str, *, colors: bool) -> str:
     marker = f"[{LETTERS[region]} {weight:.2f}]"
     if not colors:
-        return marker + text.replace("↵", "↵\n")
+        return marker + text
     level = round(min(weight, 2.0) / 2 * (len(BACKGROUNDS) - 1))
     start, end = f"\x1b[38;5;16;48;5;{BACKGROUNDS[level]}{RENDITIONS[region]}m", "\x1b[0m"
     # A colour left on at the end of a line would fill it.
-    return f"\x1b[2m{marker}{end}{start}" + text.replace("↵", f"↵{end}\n{start}") + end
+    return f"\x1b[2m{marker}{end}{start}" + text.replace("\n", f"{end}\n{start}") + end
 
 
 def _background(weight: float) -> str:
@@ -85,7 +94,7 @@ def _span(response: Response, i: int) -> str:
         f"{HEADINGS[name]} {text}" for name, text in zip(response.measures, _measures(response, i), strict=True) if text
     ]
     title = ", ".join([region, f"weight {weight:.3f}", *measures])
-    text = html.escape(response.texts[i]).replace("↵", "↵\n")
+    text = html.escape(response.texts[i])
     return f'<span class="{region}" style="{_background(weight)}" title="{escape(title)}">{text}</span>'
 
 
@@ -95,7 +104,8 @@ def _token_table(response: Response) -> str:
     for i, (text, token, region, weight) in enumerate(
         zip(response.texts, response.ids, response.regions, response.weights, strict=True)
     ):
-        shown = f'<td class="token {region}" style="{_background(weight)}">{html.escape(text)}</td>'
+        line = html.escape(text.replace("\n", ""))
+        shown = f'<td class="token {region}" style="{_background(weight)}">{line}</td>'
         numbers = [str(token), region, *_measures(response, i), f"{weight:.3f}"]
         rows.append(shown + "".join(f'<td class="number">{cell}</td>' for cell in numbers))
     return "<table>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table>"

@@ -43,7 +43,7 @@ max/bound: the largest ratio of score norm to bound at one token, at most 1 (Lem
 VARIANCE_NOTE = """\
 variance: of the gradient of one group of answers around the mean over groups, +- its standard error; relative: variance
 over the squared norm of that mean (noise to signal), which is less certain still. Token weights change the expected
-gradient, so a smaller variance alone can be a smaller gradient: read both, and take more prompts where they are vague."""
+gradient, so a smaller variance alone can be a smaller gradient: read both, and take more prompts when in doubt."""
 UNKNOWN = "-"
 
 

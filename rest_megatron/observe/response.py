@@ -11,6 +11,7 @@ from rest_megatron.observe.regions import REGIONS
 MEASURES = ("entropy", "log_probs", "ratio", "clipped")
 FACTS = ("prompt", "finish_reason", "weight_version", "score", "format", "correctness", "reason", "advantage")
 _NUMBER = (int, float)
+_LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Response:
 
     ids: list[int]
     texts: list[str]
-    """The token as text that is safe on a terminal, see `visible`."""
+    """The token as text that is safe on a terminal, see `visible`; its number where it spells nothing."""
+    pieces: list[bytes]
+    """The token's own bytes."""
     regions: list[str]
     """Names out of `REGIONS`."""
     weights: list[float]
@@ -35,31 +38,31 @@ def read_response(row: Mapping, token_table: Sequence[bytes]) -> Response:
     Needs ids, weights and regions; the rest may be missing. token_table: the bytes of every token id.
     Raises BadRow for a field that is missing or malformed, and when the row's text is not what these ids spell.
     """
-    ids = _vector(row, "ids", (int,), None)
-    regions = _vector(row, "regions", (str,), len(ids))
-    weights = [_float(weight) for weight in _vector(row, "weights", _NUMBER, len(ids))]
+    ids = _vector(row, "ids", (int,), "ints", None)
+    regions = _vector(row, "regions", (str,), "strings", len(ids))
+    weights = [_float(weight) for weight in _vector(row, "weights", _NUMBER, "numbers", len(ids))]
     if not ids:
         raise BadRow("field 'ids' holds no tokens")
     unknown = next((name for name in regions if name not in REGIONS), None)
     if unknown is not None:
         raise BadRow(f"field 'regions' holds {describe(unknown)}, must be of {', '.join(REGIONS)}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-        raise BadRow("field 'weights' holds a number that is negative or not finite")
+    if not all(0 <= weight <= _LARGEST_FLOAT32 for weight in weights):
+        raise BadRow("field 'weights' holds a number that is negative or not finite as a float32")
     pieces = _pieces(row, ids, token_table)
     measures = {name: _measure(row, name, len(ids)) for name in MEASURES if row.get(name) is not None}
     texts = [visible(piece) or f"⟨{i}⟩" for i, piece in zip(ids, pieces, strict=True)]
-    return Response(ids, texts, regions, weights, measures, _facts(row))
+    return Response(ids, texts, pieces, regions, weights, measures, _facts(row))
 
 
 def visible(piece: bytes) -> str:
-    """A token's bytes as text: a line break as its sign, what would steer a terminal by its code, and bytes that are
+    """Bytes as text: a line break with a sign before it, what would steer a terminal by its code, and bytes that are
     no UTF-8 by themselves (a character cut in two) in hexadecimal."""
     return "".join(_visible(char) for char in piece.decode("utf-8", errors="surrogateescape"))
 
 
 def _visible(char: str) -> str:
     if char == "\n":
-        return "↵"
+        return "↵\n"
     if clean(char):
         return char
     code = ord(char)
@@ -81,8 +84,8 @@ def _pieces(row: Mapping, ids: Sequence[int], token_table: Sequence[bytes]) -> l
 
 
 def _measure(row: Mapping, name: str, length: int) -> list[float]:
-    kinds = (bool,) if name == "clipped" else _NUMBER
-    values = _vector(row, name, (*kinds, type(None)), length)
+    kinds, said = ((bool,), "bools") if name == "clipped" else (_NUMBER, "numbers")
+    values = _vector(row, name, (*kinds, type(None)), said, length)
     return [math.nan if value is None else _float(value) for value in values]
 
 
@@ -94,12 +97,13 @@ def _float(value: float) -> float:
         return math.inf
 
 
-def _vector(row: Mapping, name: str, kinds: tuple[type, ...], length: int | None) -> list:
+def _vector(row: Mapping, name: str, kinds: tuple[type, ...], said: str, length: int | None) -> list:
+    """The list `row[name]` of `kinds`, called `said` in the message; BadRow when it is not one or of another length."""
     values = field(row, name, list)
     # Exact types: True is no token id.
-    wrong = next((value for value in values if type(value) not in kinds), None)
-    if wrong is not None or (None in values and type(None) not in kinds):
-        raise BadRow(f"field {name!r} holds {describe(wrong)}, must be a list of {kinds[0].__name__}")
+    wrong = [value for value in values if type(value) not in kinds]
+    if wrong:
+        raise BadRow(f"field {name!r} holds {describe(wrong[0])}, must be a list of {said}")
     if length is not None and len(values) != length:
         raise BadRow(f"field {name!r} has {len(values)} entries for {length} ids, must have one per token")
     return values

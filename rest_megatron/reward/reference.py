@@ -34,7 +34,7 @@ from typing import Any
 
 from rest_megatron.reward.parse import MAX_BYTES, MAX_CALLS
 from rest_megatron.reward.reference_calls import match_calls
-from rest_megatron.reward.score import Measure, Score, calls_problem
+from rest_megatron.reward.score import ACCURACY_PARTS, Measure, Score, calls_problem
 from rest_megatron.reward.variants import correctness_range, format_range
 
 THINK = ("<think>", "</think>")
@@ -67,7 +67,7 @@ def read_reference(text: str) -> ReferenceTruth:
 def reference_score(
     response: bytes, truth: ReferenceTruth, *, step: int, ramp: bool, variant: str = "none", think_open: bool = False
 ) -> Score:
-    """The published reward at a 0-based step. Never raises on any bytes.
+    """The published reward at a training step, counted from 1. Never raises on any bytes.
 
     variant: see `variants.py`. think_open: the prompt has already opened the thought; the published code reads the
     prompt with the answer and so sees that tag. parts: as in `Score`, by this code's own comparison; without a wanted
@@ -152,4 +152,4 @@ def _read_calls(text: str) -> list[Any]:
 
 
 def _even_parts(value: float) -> dict[str, float]:
-    return dict.fromkeys(("name", "parameter_names", "parameter_values", "exact"), value)
+    return dict.fromkeys(ACCURACY_PARTS, value)

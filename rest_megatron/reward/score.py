@@ -39,6 +39,7 @@ from rest_megatron.reward.assignment import best_assignment
 from rest_megatron.reward.parse import Answer, Call, parse
 
 BROKEN_FORMAT_SHARE = 0.5
+ACCURACY_PARTS = ("name", "parameter_names", "parameter_values", "exact")  # of Score.parts, beside format
 
 # What a ground truth may get wrong: nothing of it is used here.
 _TOLERATED = {"no_think", "tag_in_response", "unknown_key", "missing_newline"}
@@ -129,7 +130,7 @@ def measure(
         accuracy, parts, accuracy_problem = _call_accuracy(answer.calls, ground_truth.calls)
     else:
         accuracy = float(answer.response and not answer.tool_call)
-        parts = dict.fromkeys(("name", "parameter_names", "parameter_values", "exact"), accuracy)
+        parts = dict.fromkeys(ACCURACY_PARTS, accuracy)
         accuracy_problem = ""  # the format problem says it: unwanted call or no response
     parts = {"format": 0.0 if format_problem else 1.0} | parts
     return Measure(accuracy, parts, format_problem or accuracy_problem or "ok")

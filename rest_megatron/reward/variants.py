@@ -28,7 +28,7 @@ Range = tuple[float, float]
 
 
 def format_range(step: int, *, ramp: bool, variant: str) -> Range:
-    """(wrong, right) of the format at a 0-based step."""
+    """(wrong, right) of the format at a training step, counted from 1."""
     high = 0.5 if variant == "max_1_step_30_max_3" and step >= SWITCH_STEP else 1.0
     if not ramp:
         return 0.0, high
@@ -36,7 +36,7 @@ def format_range(step: int, *, ramp: bool, variant: str) -> Range:
 
 
 def correctness_range(step: int, *, ramp: bool, variant: str) -> Range:
-    """(nothing right, all right) of the calls at a 0-based step."""
+    """(nothing right, all right) of the calls at a training step, counted from 1."""
     small = variant == "correct_max_1" or (variant == "max_1_step_30_max_3" and step < SWITCH_STEP)
     high = 1.0 if small else 3.0
     if ramp:

@@ -43,7 +43,7 @@ def run(alarms: Alarms, simulate: Callable[[int, random.Random], Metrics], steps
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("window", [5, 10])
+@pytest.mark.parametrize("window", [10, 20])
 def test_a_healthy_run_raises_no_alarm(seed, window):
     alarms = Alarms(AlarmsConfig(window=window))
     assert run(alarms, healthy, range(1, 200), seed) == []
@@ -100,11 +100,31 @@ def test_bounds_of_format_hacking(form, accuracy):
     assert run(Alarms(SETTINGS), steady(100, form, accuracy), range(1, 50)) == []
 
 
-def test_an_accuracy_that_still_rises_is_no_hacking():
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("sigma", [0.0, 0.01])
+def test_an_accuracy_that_still_rises_is_no_hacking(seed, sigma):
     def rising(step: int, noise: random.Random) -> Metrics:
-        return metrics(100, 0.99, 0.1 + 0.001 * step)
+        return metrics(100, 0.99, 0.1 + 0.005 * step + noise.gauss(0, sigma))
 
-    assert run(Alarms(SETTINGS), rising, range(1, 300)) == []
+    assert run(Alarms(AlarmsConfig(window=10)), rising, range(1, 100), seed) == []
+
+
+def test_a_creeping_accuracy_is_hacking_all_the_same():
+    def creeping(step: int, noise: random.Random) -> Metrics:
+        return metrics(100, 0.99, 0.2 + 0.0005 * step)
+
+    # The first window ends at step 10; the next rise by 0.02 would come 40 steps later.
+    (message,) = run(Alarms(AlarmsConfig(window=10)), creeping, range(1, 40))
+    assert message.startswith("alarm at step 20: ")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_does_not_hold_the_alarm_back(seed):
+    def hacked(step: int, noise: random.Random) -> Metrics:
+        return metrics(200, 0.99, 0.25 + noise.gauss(0, 0.015))
+
+    (message,) = run(Alarms(AlarmsConfig(window=10)), hacked, range(1, 60), seed)
+    assert int(message.split()[3].rstrip(":")) <= 30
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Chat templates: what ours renders, which is set, and what the check finds in those that lose thoughts."""
 
+import io
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +12,7 @@ from transformers import AutoTokenizer
 from rest_megatron.config.schema import Config, DataConfig, ModelConfig
 from rest_megatron.data.template import check_template, dropped_thought, read_template
 from rest_megatron.data.tokenizer import read_tokenizer
-from rest_megatron.errors import ConfigError
+from rest_megatron.errors import CheckpointError, ConfigError
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "model"
 
@@ -210,3 +212,14 @@ def test_a_template_that_refuses_a_lone_question_is_not_refused(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{{ raise_exception('a system message first') }}")
     assert read_tokenizer(config(str(path))).chat_template == path.read_text()
+
+
+def test_the_models_tokenizer_never_runs_code(tmp_path, monkeypatch):
+    marker = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Mine: ...\n")
+    settings = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(CheckpointError, match="model.path="):
+        read_tokenizer(Config(model=ModelConfig(path=str(tmp_path))))
+    assert not marker.exists()

@@ -61,9 +61,19 @@ def test_a_reason_of_the_row_is_reported_with_its_line(tmp_path):
     assert stream.getvalue().count("is the first") == 1
 
 
-@pytest.mark.parametrize("output", ["missing/b.jsonl", "."])
+@pytest.mark.parametrize("output", ["missing/b.jsonl", ".", "a.jsonl/b.jsonl", "x" * 250, "loop"])
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, output):
     source = tmp_path / "a.jsonl"
     source.write_text("{}\n")
+    (tmp_path / "loop").symlink_to("loop/x")
     with pytest.raises(DataError, match="output="):
         process(FileArguments(source, tmp_path / output), io.StringIO(), lambda row: row)
+
+
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+def test_a_line_nested_too_deep_is_one_bad_row(tmp_path, depth):
+    source, output = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    source.write_text(f'{{"n": {"[" * depth}{"]" * depth}}}\n{{"n": 1}}\n')
+    process(FileArguments(source, output), io.StringIO(), lambda row: {"n": 1})
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert rows[1] == {"n": 1} and rows[0].get("error", "line 1: is not valid JSON").startswith("line 1: is not valid")

@@ -166,6 +166,12 @@ def test_messages_of_one_turn_become_one_and_a_text_after_unanswered_calls_stays
             r"conversations\[1\]: field 'value' must not be blank",
         ),
         (sharegpt.read, shared_gpt(("human", "q"), ("function_call", "f()")), r"conversations\[1\] is not valid JSON"),
+        (
+            sharegpt.read,
+            shared_gpt(("human", "q"), ("function_call", '{"name": "f", "arguments": {"a": 1, "a": 2}}')),
+            r"conversations\[1\] has the key 'a' twice",
+        ),
+        (sharegpt.read, {**shared_gpt(("human", "q"), ("gpt", "a")), "id": "\ud800"}, "'id' has the lone surrogate"),
         (sharegpt.read, shared_gpt(("human", "q")), "no action of the assistant"),
         (sharegpt.read, shared_gpt(("human", "q"), ("gpt", "a"), tools="[{"), "tools is not valid JSON"),
         (sharegpt.read, shared_gpt(("human", "q"), ("gpt", "a"), system=3), "'system' is int 3"),
@@ -237,7 +243,7 @@ def test_results_that_are_no_json_stand_below_each_other():
 def test_a_call_with_a_response_is_one_answer():
     action = Action(calls=(Call("weather", {"city": "Ü"}),), response="One moment.")
     assert ground_truth(action).endswith(
-        '<tool_call>\n{"name": "weather", "parameters": {"city": "\\u00dc"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "weather", "parameters": {"city": "Ü"}}\n</tool_call>\n'
         "<response> One moment. </response>"
     )
     truth = parse_ground_truth(ground_truth(action))
@@ -296,3 +302,100 @@ def test_real_typed_rows_keep_their_calls_thoughts_and_texts():
             assert [{"name": c.name, "arguments": c.parameters} for c in action.calls] == wanted
             assert action.thought == parts[0]["value"].strip()
             assert action.response == "".join(p["value"] for p in parts if p["type"] == "text").strip()
+
+
+HERMES_CALLS = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in ARGUMENTS)
+CALLS = TURNS[1].calls
+
+
+def sources(text):
+    """The records of each source whose assistant says `text`."""
+    return [
+        (sharegpt.read, shared_gpt(("human", "q"), ("gpt", text), tools=json.dumps([FUNCTION]))),
+        (messages.read, openai(("user", {"content": "q"}), ("assistant", {"content": text}), tools=[OPENAI_TOOL])),
+        (
+            messages.read,
+            openai(
+                ("user", {"content": "q"}),
+                ("assistant", {"content": [{"type": "text", "value": text}]}),
+                tools=[OPENAI_TOOL],
+            ),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("source", range(3), ids=["sharegpt", "openai", "typed"])
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        (HERMES_CALLS, Action(CALLS)),
+        (HERMES_CALLS.replace("\n", ""), Action(CALLS)),
+        (HERMES_CALLS.replace("arguments", "parameters"), Action(CALLS)),
+        (f"<think>\nTwo <tool_call> cities.\n</think>\n\n{HERMES_CALLS}", Action(CALLS, "", "Two <tool_call> cities.")),
+        (f"One moment.\n{HERMES_CALLS}", Action(CALLS, "One moment.")),
+        (HERMES_CALLS.replace("Rome", "</tool_call>"), Action((CALLS[0], Call("weather", {"city": "</tool_call>"})))),
+    ],
+)
+def test_calls_written_as_text_are_calls(source, text, action):
+    read, record = sources(text)[source]
+    assert read(record).turns == (Query("q"), action)
+
+
+@pytest.mark.parametrize("source", range(3), ids=["sharegpt", "openai", "typed"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        HERMES_CALLS[:-5],
+        "<tool_call>\n{'name': 'weather'}\n</tool_call>",
+        "<tool_call>weather(city)</tool_call>",
+        "<tool_call></tool_call>",
+        '<tool_call>\n{"name": "weather", "arguments": [1]}\n</tool_call>',
+        '<tool_call>\n{"name": "weather", "arguments": {"city": 1, "city": 2}}\n</tool_call>',
+        "The tag <tool_call> is ours.",
+    ],
+)
+def test_a_text_with_a_call_that_cannot_be_read_is_not_learnt(source, text):
+    read, record = sources(text)[source]
+    (step,) = steps(read(record))
+    assert step.action == Action(response=text)
+    assert unusable(step) == "its text holds a call that is not read as one"
+    after = Dialogue((TOOL,), (Query("q"), step.action, Query("q"), Action(response="a")))
+    assert [unusable(step) for step in steps(after)][1] == "follows a text that holds a call that is not read as one"
+
+
+def test_several_system_messages_are_joined():
+    turns = (("system", "Be brief."), ("human", "q"), ("system", "It is noon."), ("gpt", "a"))
+    assert sharegpt.read(shared_gpt(*turns)).system == "Be brief.\n\nIt is noon."
+    assert sharegpt.read(shared_gpt(*turns, system="Be kind.")).system == "Be kind.\n\nBe brief.\n\nIt is noon."
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"celsius": 21}, {"celsius": 25}], '[{"celsius": 21}, {"celsius": 25}]'),
+        ([{"type": "hotel", "stars": 3}], '[{"type": "hotel", "stars": 3}]'),
+        (["a", 1], '["a", 1]'),
+        ({"a": None}, '{"a": null}'),
+        ([{"type": "text", "text": "21"}, {"type": "text", "value": "25"}], "21\n25"),
+        ([], ""),
+    ],
+)
+def test_a_tools_result_may_be_any_json(content, text):
+    record = openai(("user", {"content": "q"}), ("assistant", {"content": "a"}), ("tool", {"content": content}))
+    assert messages.read(record).turns[2] == Results((text,))
+
+
+@pytest.mark.parametrize("content", [[{"a": b"x"}], {"a": {1}}, 3 + 4j])
+def test_a_tools_result_that_is_no_json_is_refused(content):
+    record = openai(("user", {"content": "q"}), ("assistant", {"content": "a"}), ("tool", {"content": content}))
+    with pytest.raises(BadRow, match=r"messages\[2\].content is no JSON"):
+        messages.read(record)
+
+
+def test_calls_are_written_with_their_own_letters():
+    action = Action((Call("météo", {"ville": "Łódź"}),))
+    turns = (Query("q"), action, Results(("1",)), Action(response="a"))
+    step = list(steps(Dialogue((TOOL,), turns)))[1]
+    native = [native_row(step, answer_format, 0, "x")["prompt"] for answer_format in ("hermes", "llama3")]
+    for history in (rlla_history(turns), *native):
+        assert "Łódź" in str(history) and "météo" in str(history)

@@ -8,6 +8,7 @@ import pytest
 from rest_megatron.data.convert import toolace
 from rest_megatron.data.convert.bracket_calls import parse_calls
 from rest_megatron.data.convert.dialogue import Action, Call, Query, Results, Tool
+from rest_megatron.data.convert.steps import steps, unusable
 from rest_megatron.data.rows import BadRow
 
 NAMES = ["Get Hot Topics", "stock/history", "Billboard 200 (Greatest of All Time)", "a.b", "ev", "ev (old)"]
@@ -61,6 +62,7 @@ def test_calls_in_brackets_are_read(text, calls):
         ("[ev(a=" + "[" * 40 + "]" * 40 + ")]", "no deeper nesting than 32"),
         ("[ev(a=" + "9" * 5000 + ")]", "a shorter number"),
         ("[ev(a=ev())]", "a value"),
+        ("[ev(a={'k': 1, 'k': 2})]", "each key once"),
         ("[__import__('os').system('x')]", "an argument's name"),
     ],
 )
@@ -144,6 +146,8 @@ def test_a_record_becomes_tools_and_turns(user, assistant):
             (assistant, '[Get Hot Topics(language="en"), ev()]'),
             ("tool", result),
             (assistant, "[Note] None today (really)."),
+            (user, "And?"),
+            (assistant, "[None today (really)]"),
         )
     )
     assert dialogue.tools == (
@@ -160,6 +164,8 @@ def test_a_record_becomes_tools_and_turns(user, assistant):
         Action(calls=(Call("Get Hot Topics", {"language": "en"}), Call("ev", {}))),
         Results((result,)),
         Action(response="[Note] None today (really)."),
+        Query("And?"),
+        Action(response="[None today (really)]"),
     )
     assert dialogue.system == ""
 
@@ -184,3 +190,18 @@ def test_a_record_becomes_tools_and_turns(user, assistant):
 def test_a_record_that_cannot_be_read_says_why(broken, reason):
     with pytest.raises(BadRow, match=reason):
         toolace.read(broken)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Sure: [ev(a=1)]", "its text holds a call that is not read as one"),
+        ("Sure: [ ev (a=1)", "its text holds a call that is not read as one"),
+        ("[Get Hot Topics] is a tool, ev(a=1) too", ""),
+        ("[Not on offer (a=1)]", ""),
+    ],
+)
+def test_a_text_with_a_call_in_it_is_not_learnt(text, reason):
+    (step,) = steps(toolace.read(record(("user", "x"), ("assistant", text))))
+    assert step.action == Action(response=text)
+    assert unusable(step) == reason

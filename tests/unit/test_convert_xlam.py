@@ -73,6 +73,11 @@ def test_no_call_at_all_is_a_refusal_in_words():
         ({"answers": '[{"name": "f", "arguments": [1]}]'}, r"answers\[0\].arguments is list \[1\], must be an object"),
         ({"answers": '[{"name": "f", "arguments": "{"}]'}, r"answers\[0\].arguments is not valid JSON"),
         ({"answers": '[{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 1}}]'}, "arguments and parameters"),
+        ({"answers": '[{"name": "f", "arguments": {"a": 1, "a": 2}}]'}, "answers has the key 'a' twice"),
+        ({"answers": [{"name": "f", "arguments": '{"a": {"b": 1, "b": 1}}'}]}, "arguments has the key 'b' twice"),
+        ({"answers": [{"name": "f", "arguments": {"a": b"x"}}]}, r"answers\[0\].arguments is no JSON"),
+        ({"tools": [{"name": "f", "parameters": {"a": {"default": {1}}}}]}, r"tools\[0\].parameters is no JSON"),
+        ({"id": "a\ud800"}, "'id' has the lone surrogate"),
         ({"answers": '[{"arguments": {}}]'}, r"answers\[0\]: field 'name' is missing"),
         ({"answers": '[{"name": " "}]'}, r"answers\[0\]: field 'name' must not be blank"),
         ({"tools": '{"name": "f"}'}, "tools is dict .*, must be a list"),
@@ -85,3 +90,25 @@ def test_no_call_at_all_is_a_refusal_in_words():
 def test_a_record_that_cannot_be_read_says_why(changes, reason):
     with pytest.raises(BadRow, match=reason):
         xlam.read(record() | changes)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [
+        ({"properties": {"a": {"type": "int"}}}, ["a"]),
+        ({"properties": {"a": {}}, "required": ["a"]}, ["a"]),
+        ({"properties": {"a": True}, "required": []}, ["a"]),
+        ({"properties": {}}, []),
+        ({"type": ["object", "null"], "properties": {"a": {"type": "int"}}}, ["a"]),
+        ({"type": "dict", "properties": {"a": {"type": "int"}}}, ["a"]),
+        ({"type": "object"}, []),
+        ({"properties": {"type": "int", "description": "A place."}}, ["properties"]),
+        ({"properties": {"type": "int"}, "b": {"type": "int"}}, ["properties", "b"]),
+        ({"properties": "where", "b": {}}, ["properties", "b"]),
+        ({"type": {"type": "str"}, "properties": {"a": {}}}, ["type", "properties"]),
+        ({"a": {"type": "int"}}, ["a"]),
+    ],
+)
+def test_a_schema_is_told_from_parameters(parameters, names):
+    (tool,) = xlam.read(record(tools=[{"name": "f", "parameters": parameters}])).tools
+    assert list(tool.parameters) == names

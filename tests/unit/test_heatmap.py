@@ -40,7 +40,7 @@ def response(row: dict = ROW):
     "piece, shown",
     [
         (b" caf\xc3\xa9", " café"),
-        (b"a\nb\r\t", "a↵b⟨U+000D⟩⟨U+0009⟩"),
+        (b"a\nb\r\t", "a↵\nb⟨U+000D⟩⟨U+0009⟩"),
         ("漢".encode()[:2], "⟨E6⟩⟨BC⟩"),
         (b"ok" + "漢".encode()[2:], "ok⟨A2⟩"),
         ("x\u202ey\u200b\x9b".encode(), "x⟨U+202E⟩y⟨U+200B⟩⟨U+009B⟩"),
@@ -55,7 +55,7 @@ def test_a_token_is_shown_whole_and_safe(piece, shown):
 def test_every_byte_can_be_shown():
     for byte in range(256):
         shown = visible(bytes([byte]))
-        assert shown and shown.isprintable()
+        assert shown and shown.removesuffix("\n").isprintable()
 
 
 def test_the_terminal_shows_facts_runs_and_sums():
@@ -64,7 +64,7 @@ def test_the_terminal_shows_facts_runs_and_sums():
     assert lines["prompt"] == "17" and lines["advantage"] == "-0.75" and lines["reason"] == "wrong_name"
     assert "part name            0.5" in facts
     assert key == "[region weight]: F format, N tool_name, P parameters, C cot"
-    assert answer == ("[F 0.50]<think>[C 1.25]a <b>↵\n⟨E6⟩⟨BC⟩⟨A2⟩⟨U+001B⟩[31m[N 1.50]get_weather[F 0.00]<|im_end|>")
+    assert answer == ("[F 0.50]<think>[C 1.25]a <b>↵\n漢⟨U+001B⟩[31m[N 1.50]get_weather[F 0.00]<|im_end|>")
     assert [line.split() for line in sums.splitlines()] == [
         "region tokens share weight weight share entropy ratio clipped".split(),
         "format 2 0.286 0.50 0.071 0.281 1.000 0".split(),
@@ -185,7 +185,7 @@ HUGE = 10**400
         ({"weights": None}, "'weights' is missing"),
         ({"regions": None}, "'regions' is missing"),
         ({"ids": [], "regions": [], "weights": []}, "holds no tokens"),
-        ({"ids": [0, True]}, "'ids' holds bool True"),
+        ({"ids": [0, True]}, "'ids' holds bool True, must be a list of ints"),
         ({"ids": [0, None]}, "'ids' holds NoneType None"),
         ({"ids": [0, -1]}, "spans -1 to 0, must lie in 0..6"),
         ({"ids": [0, 7]}, "spans 0 to 7, must lie in 0..6"),
@@ -194,11 +194,15 @@ HUGE = 10**400
         ({"weights": [1.0, -0.5]}, "negative or not finite"),
         ({"weights": [1.0, float("nan")]}, "negative or not finite"),
         ({"weights": [1.0, HUGE]}, "negative or not finite"),
+        ({"weights": [1.0, 1e308]}, "negative or not finite as a float32"),
+        ({"weights": ["x", 1.0]}, "'weights' holds str 'x', must be a list of numbers"),
+        ({"weights": [None, 1.0]}, "'weights' holds NoneType None, must be a list of numbers"),
+        ({"ratio": [True, 1.0]}, "'ratio' holds bool True, must be a list of numbers"),
         ({"regions": ["format", "Format"]}, "'regions' holds str 'Format'"),
         ({"regions": "format"}, "'regions' is str"),
         ({"entropy": [0.5]}, "'entropy' has 1 entries"),
-        ({"entropy": ["x", 1.0]}, "'entropy' holds str 'x'"),
-        ({"clipped": [0.5, True]}, "'clipped' holds float 0.5"),
+        ({"entropy": ["x", 1.0]}, "'entropy' holds str 'x', must be a list of numbers"),
+        ({"clipped": [0.5, True]}, "'clipped' holds float 0.5, must be a list of bools"),
         ({"text": "something else", "finish_reason": "length"}, "does not spell"),
         ({"text": "<think>get_weather", "finish_reason": "stop"}, "does not spell"),
     ],
@@ -213,3 +217,34 @@ def test_measures_that_are_not_finite_are_shown_all_the_same():
     row = MINIMAL | {"entropy": [infinite, -infinite], "ratio": [HUGE, float("nan")], "regions": ["cot", "cot"]}
     assert "cot" in terminal_text(response(row), colors=True)
     assert len(spans(html_page(response(row), "t"))) == 2
+
+
+def test_a_character_cut_into_tokens_is_whole_in_a_run_and_cut_between_runs():
+    pieces = [bytes([byte]) for byte in "🙂é".encode()]
+
+    def answer(weights: list[float]) -> str:
+        row = {"ids": list(range(6)), "regions": ["cot"] * 6, "weights": weights}
+        return terminal_text(read_response(row, pieces), colors=False)
+
+    assert "[C 1.00]🙂é\n" in answer([1.0] * 6)
+    assert "[C 1.00]🙂⟨C3⟩[C 2.00]⟨A9⟩\n" in answer([1.0] * 5 + [2.0])
+    padded = read_response(
+        {"ids": [0, 9, 1, 2, 3], "regions": ["cot"] * 5, "weights": [1] * 5, "text": "🙂", "finish_reason": "length"},
+        pieces,
+    )
+    assert "[C 1.00]⟨F0⟩⟨9⟩⟨9F⟩⟨99⟩⟨82⟩" in terminal_text(padded, colors=False)
+
+
+@pytest.mark.parametrize("colors", [True, False])
+def test_only_a_line_break_breaks_a_line(colors):
+    row = {"ids": [0], "regions": ["cot"], "weights": [1.0]}
+    answer = read_response(row, ["a ↵ b\nc".encode()])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal_text(answer, colors=colors))
+    assert "[C 1.00]a ↵ b↵\nc\n" in text
+    assert [text for *_, text in spans(html_page(answer, "t"))] == ["a ↵ b↵\nc"]
+
+
+def test_the_largest_weights_have_shares():
+    largest = 3.4028234663852886e38
+    sums = terminal_text(response(MINIMAL | {"weights": [largest, largest]}), colors=False)
+    assert "nan" not in sums and sums.count("0.500") == 4

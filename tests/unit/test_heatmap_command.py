@@ -92,3 +92,27 @@ def test_the_command_says_which_row_lacks_what(tokenizer, tmp_path):
 def test_a_tokenizer_that_is_not_there_is_refused(dump, tmp_path):
     with pytest.raises(CheckpointError, match="Name a Hugging Face directory"):
         show(io.StringIO(), input=dump, tokenizer=tmp_path / "none")
+
+
+def test_a_tokenizer_never_runs_code(dump, tmp_path, monkeypatch):
+    directory, marker = tmp_path / "evil", tmp_path / "ran"
+    directory.mkdir()
+    (directory / "mine.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Mine: ...\n")
+    settings = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(CheckpointError, match="tokenizer="):
+        show(io.StringIO(), input=dump, tokenizer=directory)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("encoding, shown", [("ascii", r"\xe9 \u6f22"), ("latin-1", "\xe9 \\u6f22"), ("utf-8", "é 漢")])
+def test_a_stream_that_lacks_a_character_shows_its_code(tokenizer, tmp_path, encoding, shown):
+    ids = PreTrainedTokenizerFast.from_pretrained(tokenizer).encode("é 漢", add_special_tokens=False)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"ids": ids, "regions": ["cot"] * len(ids), "weights": [1.0] * len(ids)}))
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    show(stream, input=path, tokenizer=tokenizer, row=0)
+    stream.flush()
+    assert f"[C 1.00]{shown}" in raw.getvalue().decode(encoding)

@@ -1,6 +1,7 @@
 """`rest_megatron.reward.reference`: the published reward, against its own outputs and against cases by hand."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,39 @@ def test_a_thought_that_the_prompt_opened_counts():
 def test_the_published_code_reads_one_format_only():
     with pytest.raises(ConfigError, match="data.answer_format is hermes"):
         build_reward(load([], ["reward.preset=reference", "data.answer_format=hermes"]))
+
+
+def nested(depth: int, core: str) -> str:
+    return '{"a": [' * depth + core + "]}" * depth
+
+
+@pytest.mark.parametrize("variant", ["none", "refined", "intermediate"])
+def test_deep_values_compare_as_in_python(variant):
+    """Against Python's own ==, which the published code uses: lists, objects in any order, true and 1, NaN."""
+    cores = ["1", "true", "1.0", "2", '"1"', "null", "NaN", "[]", "{}", "[1, 2]", "[2, 1]", "[[1], 2]", "[1, [2]]"]
+    cores += ['{"a": 1, "b": [2]}', '{"b": [2.0], "a": true}', '{"a": 1}', '{"a": [1]}', "[NaN]", "[[]]", '["a", 1]']
+    cores += "0 -0.0 1e16 10000000000000000 10000000000000001 1e-7 0.1 9007199254740992 9007199254740993 -1".split()
+    cores += ["9007199254740992.0", "1e999", '"1.0"', '"a\\"1.0"', str(int(1e300)), "1e300", "1" * 400]
+    for wanted in cores:
+        for made in cores:
+            truth, answer = (f'{{"name": "f", "parameters": {{"x": {nested(3, core)}}}}}' for core in (wanted, made))
+            equal = json.loads(answer) == json.loads(truth)
+            result = scored(calls(answer, line("g")), calls(truth, line("h")), variant=variant)
+            assert result.parts["parameter_values" if variant != "intermediate" else "parameter_names"] == (
+                pytest.approx(float(equal) if variant != "intermediate" else equal / 2)
+            ), (wanted, made)
+
+
+@pytest.mark.parametrize("variant", ["none", "refined", "intermediate", "coarse"])
+def test_many_calls_with_deep_values_that_differ_inside_score_in_time(variant):
+    def many(start: int) -> str:
+        return calls(*[f'{{"name": "f", "parameters": {{"x": {"[" * 485}{start + i}{"]" * 485}}}}}' for i in range(64)])
+
+    truth, answer = read_reference(many(100)), many(200).encode()
+    assert len(answer) <= 64 * 1024
+    times = []
+    for _ in range(5):
+        begin = time.process_time()
+        reference_score(answer, truth, step=1, ramp=True, variant=variant)
+        times.append(time.process_time() - begin)
+    assert min(times) < 0.05

@@ -59,6 +59,7 @@ def test_presets_follow_progress_and_step(tmp_path):
         ({"response": CALL, "ground_truth": [CALL]}, "field 'ground_truth' is list"),
         ({"response": CALL, "ground_truth": "nothing"}, "ground_truth str 'nothing': ground truth is not a readable"),
         ({"response": CALL, "ground_truth": "\ud800"}, "ground_truth str '\\ud800': "),
+        (ROW | {"think_open": "yes"}, "field 'think_open' is str 'yes', must be a bool"),
     ],
 )
 def test_a_bad_row_is_reported_and_the_rest_is_scored(tmp_path, bad, reason):
@@ -116,3 +117,16 @@ def test_the_published_scores_come_out_of_the_command(tmp_path, step):
         else:
             assert [row["score"], row["format"], row["correctness"]] == pytest.approx(expected, abs=1e-9)
     assert said.count("bad_json") == sum("error" in row for row in rows) > 0
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference", "poster"])
+def test_the_prompt_may_have_opened_the_thought(tmp_path, preset):
+    answer = ROW | {"response": CALL.removeprefix("<think>")}
+    rows, _ = run(tmp_path, [answer, answer | {"think_open": True}], f"reward.preset={preset}", progress=0.5)
+    assert [row["parts"]["format"] for row in rows] == [0.0, 1.0]
+
+
+def test_an_opened_thought_is_refused_where_answers_have_none(tmp_path):
+    rows, _ = run(tmp_path, [ROW | {"think_open": True}, ROW], "data.answer_format=llama3")
+    assert "'think_open' is true, but answers in this data.answer_format have no thought" in rows[0]["error"]
+    assert "error" not in rows[1]

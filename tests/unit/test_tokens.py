@@ -111,7 +111,7 @@ def test_stop_tokens_of_generation_config_are_added(tmp_path, listed, expected):
     assert stop_token_ids(tmp_path, tokenizer) == expected
 
 
-@pytest.mark.parametrize("names", [[], ["<pad>"], ["<|eot_id|>"], ["<|im_end|>", "<|eot_id|>"]])
+@pytest.mark.parametrize("names", [[], ["<pad>"], ["<|eot_id|>"], ["<|im_end|>", "<|eot_id|>"], ["<|eom_id|>"]])
 @pytest.mark.parametrize("eos", [None, "<end>"])
 def test_turn_ends_are_known_by_name_where_no_stop_token_is(tmp_path, names, eos):
     tokenizer = byte_level(all_bytes_vocab())
@@ -123,7 +123,22 @@ def test_turn_ends_are_known_by_name_where_no_stop_token_is(tmp_path, names, eos
     assert stop_token_ids(tmp_path, tokenizer) == known
 
 
-def test_a_generation_config_that_is_no_json_is_refused(tmp_path):
-    (tmp_path / "generation_config.json").write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_generation_config_that_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "generation_config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="generation_config.json cannot be read"):
+        stop_token_ids(tmp_path, byte_level(all_bytes_vocab()))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_generation_config_that_is_no_object_is_refused(tmp_path, content):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="generation_config.json .* must be an object"):
+        stop_token_ids(tmp_path, byte_level(all_bytes_vocab()))
+
+
+@pytest.mark.parametrize("listed", ["true", "2.0", '"<end>"', "[1, true]", "[1, [2]]", "{}", "[null]"])
+def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, listed):
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {listed}}}')
+    with pytest.raises(CheckpointError, match="eos_token_id .*must be a token id, a list of them or null"):
         stop_token_ids(tmp_path, byte_level(all_bytes_vocab()))

@@ -186,6 +186,12 @@ def test_rows_that_cannot_be_used_are_reported_and_the_others_weighed(run, encod
         {"ids": [1], "entropy": ["0.5"]},
         {"ids": [1], "entropy": [None]},
         {"ids": [1], "collision": 0.5},
+        {"ids": [1], "entropy": [-0.001]},
+        {"ids": [1], "entropy": [50.1]},
+        {"ids": [1], "collision": [-0.001]},
+        {"ids": [1], "collision": [1.001]},
+        {"ids": [1], "hidden_norm_squared": [-1.0]},
+        {"ids": [1], "think_open": 1},
         "[1, 2]",
         "{not json",
         "[" * 100_000,
@@ -205,7 +211,7 @@ def test_rows_that_cannot_be_used_are_reported_and_the_others_weighed(run, encod
             assert report.count(f"line {number}: ") == 1
     assert "token id in [0, 257]" in report
     assert "1 values for 2 ids" in report
-    assert "19 rows, 17 of them" in report
+    assert "25 rows, 23 of them" in report
 
 
 def test_no_ids_are_an_answer_without_tokens(run):
@@ -261,3 +267,31 @@ def test_a_directory_without_a_tokenizer_is_refused(run, tmp_path):
 def test_weights_are_finite_numbers_at_zero_entropy(run, encode):
     (row,), _ = run([{"ids": encode(ANSWER), "entropy": [0.0] * len(REGIONS)}], "weights.scope=response")
     assert all(math.isfinite(w) and w > 0 for w in row["weights"])
+
+
+def test_statistics_may_miss_their_bounds_by_rounding(run, encode):
+    ids = encode(ANSWER)
+    row = {"ids": ids, "entropy": [-1e-5] * len(ids), "collision": [1.00005] * len(ids)}
+    (written,), _ = run([row], "weights.curriculum=none")
+    assert written["weights"] == pytest.approx([1.0] * len(ids))
+    assert "error" not in run([row], "weights.rule=collision")[0][0]
+
+
+@pytest.mark.parametrize(
+    "rule, lacking", [("score_bound", 2), ("collision", 2), ("lm_head", 3), ("constant", 0), (None, 0)]
+)
+def test_rows_that_lack_what_the_rule_reads_are_counted(run, rule, lacking):
+    rows = [{"ids": [1]}, {"ids": [1], "entropy": [1.0]}, {"ids": [1], "collision": [0.5]}, {"ids": "x"}]
+    _, report = run(rows, f"weights.rule={rule}" if rule else "weights.preset=reference")
+    said = [line for line in report.splitlines() if " rows lack " in line]
+    assert len(said) == bool(lacking)
+    assert not lacking or said[0].startswith(f"{lacking} rows lack ")
+
+
+def test_a_thought_that_the_prompt_opened_is_a_thought(run, encode):
+    ids = encode("hm</think>")
+    (opened, closed, null), _ = run([{"ids": ids, "think_open": x} for x in (True, False, None)])
+    assert opened["regions"][:2] == ["cot", "cot"]
+    assert closed["regions"] == null["regions"]
+    (row,), _ = run([{"ids": ids, "think_open": True}], "data.answer_format=llama3")
+    assert "'think_open' is true, but answers in this data.answer_format have no thought" in row["error"]

@@ -74,7 +74,10 @@ class _Parser:
             return self.items("]", lambda: self.value(depth + 1))
         if char == "{":
             self.expect("{")
-            return dict(self.items("}", lambda: self.member(depth + 1)))
+            members = self.items("}", lambda: self.member(depth + 1))
+            if len(dict(members)) < len(members):
+                raise self.error("each key once")
+            return dict(members)
         if number := _NUMBER.match(self.text, self.at):
             return self.number(number)
         word = self.take(_WORD, "a value")

@@ -1,22 +1,42 @@
 """Tools and calls as the sources spell them: nested or flat, objects or JSON strings, `arguments` or `parameters`."""
 
 import json
+from collections.abc import Callable
 
 from rest_megatron.data.convert.dialogue import Call, Tool
-from rest_megatron.data.rows import BadRow, describe, field
+from rest_megatron.data.rows import BadRow, describe, field, text
 
 CALL_NAMES = ("name", "tool")
 CALL_PARAMETERS = ("arguments", "parameters")
 
 
-def from_json(value: object, what: str) -> object:
-    """The value itself, or what it says when it is a string of JSON. Raises BadRow; what: its name in the message."""
+def from_json(value: object, what: str, pairs_hook: Callable[[list], dict] | None = None) -> object:
+    """The value itself, or what it says when it is a string of JSON. Raises BadRow; what: its name in the message.
+
+    pairs_hook: makes the objects, as json's object_pairs_hook.
+    """
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=pairs_hook)
+    except BadRow:
+        raise
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{what} is not valid JSON: {error}: {describe(value)}") from None
+
+
+def to_json(value: object, what: str) -> str:
+    """The value as JSON. Raises BadRow for what has none, such as the times and bytes that parquet holds."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(f"{what} is no JSON: {error}: {describe(value)}") from None
+
+
+def read_id(record: dict) -> str:
+    """The record's `id` as text, "" when it has none. Raises BadRow when it is not valid Unicode."""
+    name = "" if record.get("id") is None else str(record["id"])
+    return text({"id": name}, "id") if name.strip() else ""
 
 
 def read_tools(value: object, what: str = "tools") -> tuple[Tool, ...]:
@@ -34,9 +54,9 @@ def read_tools(value: object, what: str = "tools") -> tuple[Tool, ...]:
 def _read_tool(tool: object, what: str) -> Tool:
     tool = _object(tool, what)
     tool = _object(tool.get("function") or tool, f"{what}.function")
-    schema = _object(from_json(tool.get("parameters") or {}, f"{what}.parameters"), f"{what}.parameters")
+    schema = _json_object(from_json(tool.get("parameters") or {}, f"{what}.parameters"), f"{what}.parameters")
     required = tool.get("required")
-    if schema.get("type") in ("object", "dict"):
+    if _is_schema(schema):
         required = schema.get("required", required)
         schema = _object(schema.get("properties") or {}, f"{what}.parameters.properties")
     if not isinstance(required, list | None) or not all(isinstance(name, str) for name in required or ()):
@@ -47,13 +67,26 @@ def _read_tool(tool: object, what: str) -> Tool:
     return Tool(_name(tool, ("name",), what), description, schema, None if required is None else tuple(required))
 
 
+def _is_schema(parameters: dict) -> bool:
+    """Whether it is a JSON schema with `properties`, not name -> schema where a parameter may be called so.
+
+    Its type says so, or its list `required`; without both, all properties are objects, as schemas are.
+    """
+    kind, properties = parameters.get("type"), parameters.get("properties")
+    if kind is not None:
+        return kind in ("object", "dict") or (isinstance(kind, list) and "object" in kind)
+    if not isinstance(properties, dict):
+        return False
+    return isinstance(parameters.get("required"), list) or all(isinstance(each, dict) for each in properties.values())
+
+
 def read_calls(value: object, what: str) -> tuple[Call, ...]:
     """Calls from one object, a list of them, or the JSON of either; each also inside a `function`.
 
     A call holds `name` (or `tool`) and `arguments` or `parameters`, an object or its JSON; none of them: no parameters.
-    Raises BadRow.
+    Raises BadRow, for an object with the same key twice, too.
     """
-    calls = from_json(value, what)
+    calls = from_json(value, what, _unique_keys(what))
     if not isinstance(calls, list):
         return (_read_call(calls, what),)
     return tuple(_read_call(call, f"{what}[{number}]") for number, call in enumerate(calls))
@@ -65,8 +98,9 @@ def _read_call(call: object, what: str) -> Call:
     given = [key for key in CALL_PARAMETERS if call.get(key) not in (None, "")]
     if len(given) > 1:
         raise BadRow(f"{what} has both {' and '.join(given)}, must have one")
-    parameters = from_json(call[given[0]], f"{what}.{given[0]}") if given else {}
-    return Call(_name(call, CALL_NAMES, what), _object(parameters, f"{what}.{given[0]}" if given else what))
+    said = f"{what}.{given[0]}" if given else what
+    parameters = from_json(call[given[0]], said, _unique_keys(said)) if given else {}
+    return Call(_name(call, CALL_NAMES, what), _json_object(parameters, said))
 
 
 def _name(owner: dict, keys: tuple[str, ...], what: str) -> str:
@@ -84,6 +118,23 @@ def _object(value: object, what: str) -> dict:
     if not isinstance(value, dict):
         raise BadRow(f"{what} is {describe(value)}, must be an object")
     return value
+
+
+def _json_object(value: object, what: str) -> dict:
+    to_json(value, what)
+    return _object(value, what)
+
+
+def _unique_keys(what: str) -> Callable[[list[tuple[str, object]]], dict]:
+    def members(pairs: list[tuple[str, object]]) -> dict:
+        found: dict = {}
+        for key, value in pairs:
+            if key in found:
+                raise BadRow(f"{what} has the key {key!r} twice")
+            found[key] = value
+        return found
+
+    return members
 
 
 def split_thought(content: str) -> tuple[str, str]:

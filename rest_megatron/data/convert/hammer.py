@@ -6,6 +6,7 @@ list of calls as output. Test sets are xLAM's shape with `tool` for `name`. Hamm
 
 from rest_megatron.data.convert import messages, xlam
 from rest_megatron.data.convert.dialogue import Dialogue
+from rest_megatron.data.convert.fields import read_id
 from rest_megatron.data.rows import BadRow, text
 
 
@@ -18,7 +19,7 @@ def read(record: dict) -> Dialogue:
     instruction = text(record, "instruction")
     tools, query = _block(instruction, "AVAILABLE TOOLS"), _block(instruction, "QUERY")
     calls = text(record, "output").strip().removeprefix("```").removeprefix("json").removesuffix("```")
-    return xlam.single_turn(query, tools, calls, record.get("id"))
+    return xlam.single_turn(query, tools, calls, read_id(record))
 
 
 def _block(instruction: str, name: str) -> str:

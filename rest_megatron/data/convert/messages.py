@@ -4,11 +4,11 @@ Typed content (LLaMA-Factory): content = [{type: text | reasoning | tool_call, v
 HammerBench: a role "function call" whose content is the call, tools in `multiple_tools`.
 """
 
-import json
 from collections.abc import Iterator
 
 from rest_megatron.data.convert.dialogue import Action, Dialogue, Query, Results, Turn, Turns
-from rest_megatron.data.convert.fields import read_calls, read_tools, split_thought
+from rest_megatron.data.convert.fields import read_calls, read_id, read_tools, split_thought, to_json
+from rest_megatron.data.convert.tagged_calls import split_calls
 from rest_megatron.data.rows import BadRow, describe, field
 
 ROLES = ("system", "developer", "user", "assistant", "function call", "tool", "function")
@@ -29,7 +29,7 @@ def read(record: dict) -> Dialogue:
             system.append(_text(message, what))
         else:
             turns.add(_turn(role, message, what))
-    return Dialogue(tools, turns.done(), str(record.get("id") or ""), "\n\n".join(system))
+    return Dialogue(tools, turns.done(), read_id(record), "\n\n".join(system))
 
 
 def _turn(role: str, message: dict, what: str) -> Turn:
@@ -37,11 +37,23 @@ def _turn(role: str, message: dict, what: str) -> Turn:
         return Action(calls=read_calls(message.get("content"), what))
     if role in ("tool", "function"):
         content = message.get("content")
-        return Results((_text(message, what) if isinstance(content, str | list) else json.dumps(content),))
+        return Results((to_json(content, f"{what}.content") if _is_data(content) else _text(message, what),))
     turn = Query(_text(message, what)) if role == "user" else _action(message, what)
     if turn in (Query(""), Action()):
         raise BadRow(f"{what} of the {role} holds nothing, must hold a content{'' if role == 'user' else ' or calls'}")
     return turn
+
+
+def _is_data(content: object) -> bool:
+    """Whether a tool's content is a value of its own: neither a text nor a list of typed parts."""
+    if not isinstance(content, list):
+        return not isinstance(content, str)
+    return not all(isinstance(part, dict) and _is_typed(part) for part in content)
+
+
+def _is_typed(part: dict) -> bool:
+    """Whether it has a type and the content that belongs to it, as {type: image_url, image_url: ...}."""
+    return isinstance(part.get("type"), str) and any(key in part for key in ("text", "value", part["type"]))
 
 
 def _action(message: dict, what: str) -> Action:
@@ -52,6 +64,8 @@ def _action(message: dict, what: str) -> Action:
         if message.get(key):
             calls += read_calls(message[key], f"{what}.{key}")
     quoted, response = split_thought(said)
+    if not calls:
+        calls, response = split_calls(response)
     thought = thoughts or message.get("reasoning_content") or quoted
     if not isinstance(thought, str):
         raise BadRow(f"{what}.reasoning_content is {describe(thought)}, must be a str")

@@ -105,7 +105,7 @@ def _rlla_answer(action: Action, thought: str) -> str:
 
 
 def _call(call: Call, parameters: str) -> str:
-    return json.dumps({"name": call.name, parameters: call.parameters})
+    return json.dumps({"name": call.name, parameters: call.parameters}, ensure_ascii=False)
 
 
 def _merged(texts: tuple[str, ...]) -> str:

@@ -1,9 +1,13 @@
-"""ShareGPT dialogues with tools, as Glaive's: {conversations: [{from, value}], tools, system?}."""
+"""ShareGPT dialogues with tools, as Glaive's: {conversations: [{from, value}], tools, system?}.
+
+Calls are those of a speaker function_call, or stand in the text, see `tagged_calls`.
+"""
 
 from collections.abc import Iterator
 
 from rest_megatron.data.convert.dialogue import Action, Dialogue, Query, Results, Turn, Turns
-from rest_megatron.data.convert.fields import read_calls, read_tools, split_thought
+from rest_megatron.data.convert.fields import read_calls, read_id, read_tools, split_thought
+from rest_megatron.data.convert.tagged_calls import split_calls
 from rest_megatron.data.rows import BadRow, describe, field
 
 TOOL_SPEAKERS = ("observation", "tool")
@@ -15,13 +19,13 @@ def read(record: dict) -> Dialogue:
     system = record.get("system") or ""
     if not isinstance(system, str):
         raise BadRow(f"field 'system' is {describe(system)}, must be a str")
-    turns = Turns()
+    turns, systems = Turns(), [system.strip()]
     for number, (speaker, value) in enumerate(read_conversations(record)):
         if speaker == "system":
-            system = value
+            systems.append(value)
         else:
             turns.add(_turn(speaker, value, f"conversations[{number}]"))
-    return Dialogue(tools, turns.done(), str(record.get("id") or ""), system.strip())
+    return Dialogue(tools, turns.done(), read_id(record), "\n\n".join(filter(None, systems)))
 
 
 def read_conversations(record: dict) -> Iterator[tuple[str, str]]:
@@ -53,4 +57,5 @@ def _turn(speaker: str, value: str, what: str) -> Turn:
     thought, rest = split_thought(value)
     if speaker == "function_call":
         return Action(calls=read_calls(rest, what), thought=thought)
-    return Action(response=rest, thought=thought)
+    calls, response = split_calls(rest)
+    return Action(calls, response, thought)

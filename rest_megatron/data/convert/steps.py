@@ -1,9 +1,13 @@
 """One training row per action of the assistant, each with all that came before it (SWiRL, arXiv 2504.04736)."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rest_megatron.data.convert.dialogue import Action, Dialogue, Turn
+from rest_megatron.data.convert.tagged_calls import MARK
+
+UNREAD = "a call that is not read as one"
 
 
 @dataclass(frozen=True)
@@ -33,4 +37,10 @@ def unusable(step: Step) -> str:
         return "answers neither the user nor a tool"
     if {call.name for call in step.action.calls} - {tool.name for tool in step.dialogue.tools}:
         return "calls a tool that is not on offer"
+    names = "|".join(re.escape(tool.name) for tool in step.dialogue.tools)
+    unread = re.compile(rf"{re.escape(MARK)}|\[\s*(?:{names})\s*\(")  # a tag, or ToolACE's brackets
+    if unread.search(step.action.response):
+        return f"its text holds {UNREAD}"
+    if any(isinstance(turn, Action) and unread.search(turn.response) for turn in step.history):
+        return f"follows a text that holds {UNREAD}"
     return ""

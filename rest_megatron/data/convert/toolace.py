@@ -4,14 +4,16 @@ The tools are a JSON list inside the system message; calls are an assistant's te
 """
 
 import json
+import re
 
 from rest_megatron.data.convert.bracket_calls import parse_calls
 from rest_megatron.data.convert.dialogue import Action, Dialogue, Query, Results, Tool, Turn, Turns
-from rest_megatron.data.convert.fields import read_tools
+from rest_megatron.data.convert.fields import read_id, read_tools
 from rest_megatron.data.convert.sharegpt import read_conversations
 from rest_megatron.data.rows import BadRow, text
 
 TOOLS_MARK = "invoke:"  # ends the sentence in front of the list
+_NAME = re.compile(r"[^()\[\]=,\"']*[^()\[\]=,\"'\s]")
 
 
 def read(record: dict) -> Dialogue:
@@ -20,7 +22,7 @@ def read(record: dict) -> Dialogue:
     turns = Turns()
     for speaker, value in read_conversations(record):
         turns.add(_turn(speaker, value, tools))
-    return Dialogue(tools, turns.done(), str(record.get("id") or ""))
+    return Dialogue(tools, turns.done(), read_id(record))
 
 
 def _tool_list(system: str) -> object:
@@ -47,6 +49,17 @@ def _turn(speaker: str, value: str, tools: tuple[Tool, ...]) -> Turn:
 
 
 def _is_call(value: str, names: list[str]) -> bool:
-    """Whether a text means to be calls, well-formed or not: "[Note] ..." is a text."""
+    """Whether a text means to be calls, well-formed or not: it begins with "[name(".
+
+    The name of a tool on offer may have white space after it. "[Note] ..." and "[Note (new)]" are texts.
+    """
+    if not value.startswith("["):
+        return False
     head = value[1:].lstrip()
-    return value.startswith("[") and (value.endswith(")]") or any(head.startswith(f"{name}(") for name in names))
+    name, opened, _ = head.partition("(")
+    return bool(opened) and (name.strip() in names or bool(_NAME.fullmatch(name)) or _starts_with_any(head, names))
+
+
+def _starts_with_any(head: str, names: list[str]) -> bool:
+    """Names may hold parentheses."""
+    return any(head.startswith(name) and head[len(name) :].lstrip().startswith("(") for name in names)

@@ -1,7 +1,7 @@
 """xLAM-60k (Hugging Face Salesforce/xlam-function-calling-60k): {id, query, answers, tools}, one turn a record."""
 
 from rest_megatron.data.convert.dialogue import Action, Dialogue, Query
-from rest_megatron.data.convert.fields import read_calls, read_tools
+from rest_megatron.data.convert.fields import read_calls, read_id, read_tools
 from rest_megatron.data.rows import BadRow, text
 
 REFUSAL = "None of the available tools fits this request."
@@ -13,11 +13,11 @@ def read(record: dict) -> Dialogue:
     for key in ("answers", "tools"):
         if record.get(key) is None:
             raise BadRow(f"field {key!r} is missing")
-    return single_turn(text(record, "query"), record["tools"], record["answers"], record.get("id"))
+    return single_turn(text(record, "query"), record["tools"], record["answers"], read_id(record))
 
 
-def single_turn(query: str, tools: object, answers: object, record_id: object = None) -> Dialogue:
+def single_turn(query: str, tools: object, answers: object, record_id: str) -> Dialogue:
     """A question and its calls; no call at all is a refusal. Raises BadRow."""
     calls = read_calls(answers, "answers")
     action = Action(calls) if calls else Action(response=REFUSAL)
-    return Dialogue(read_tools(tools), (Query(query.strip()), action), "" if record_id is None else str(record_id))
+    return Dialogue(read_tools(tools), (Query(query.strip()), action), record_id)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
 from tests.distributed.training_cases import ran, read_metrics
@@ -144,6 +145,18 @@ def test_a_dump_holds_every_token_s_region_weight_entropy_and_ratio(pool, tmp_pa
         assert row["regions"][-1] == "format"
     # The second epoch's ratios have moved away from 1.
     assert any(abs(ratio - 1) > 1e-4 for row in rows for ratio in row["ratio"])
+
+
+@pytest.mark.parametrize("answer_format, name_share", [("hermes", True), ("llama3", False)])
+def test_the_answers_grammar_and_the_chat_template_go_all_the_way(pool, tmp_path, answer_format, name_share):
+    settings = [f"data.answer_format={answer_format}", "data.chat_template=keep_thinking", "weights.scope=response"]
+    run_dir = run(pool, tmp_path / "cut", 2, overrides=settings)
+    row = read_metrics(run_dir)[0]
+    # The script's answers call in tags, which Llama 3 does not know.
+    assert (row["share/tool_name"] > 0) == (row["reward/name"] > 0) == name_share
+    template = (run_dir / "hf/chat_template.jinja").read_text()
+    assert AutoTokenizer.from_pretrained(run_dir / "hf").chat_template == template
+    assert template == (EXAMPLES.parent / "rest_megatron/data/templates/keep_thinking.jinja").read_text()
 
 
 def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_path):

@@ -79,9 +79,8 @@ def model(config: Config) -> Iterator[tuple[str, str]]:
 
 def data(config: Config) -> Iterator[tuple[str, str]]:
     """Every row of every data file that is set can be used."""
-    from rest_megatron.data.demonstrations import load_demonstrations
     from rest_megatron.data.tokenizer import read_tokenizer
-    from rest_megatron.reading import read_prompts
+    from rest_megatron.reading import read_demonstrations, read_prompts
 
     if config.data.train or not config.sft.data:
         check_data_files(config, "train")
@@ -92,14 +91,7 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
         if path:
             yield key, f"{len(read_prompts(config, tokenizer, path))} prompts in {path}"
     if config.sft.data:
-        rows = load_demonstrations(
-            config.sft.data,
-            tokenizer,
-            max_prompt_tokens=config.data.max_prompt_tokens,
-            max_response_tokens=config.rollout.max_new_tokens,
-            overlong=config.data.overlong,
-        )
-        yield "sft.data", f"{len(rows)} demonstrations in {config.sft.data}"
+        yield "sft.data", f"{len(read_demonstrations(config, tokenizer))} demonstrations in {config.sft.data}"
 
 
 def run_directory(config: Config) -> Iterator[tuple[str, str]]:

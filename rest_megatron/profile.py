@@ -94,7 +94,7 @@ def _regions(
     means = {**weights.means, **global_means({"bound": bound}, batch.regions, group)}
     mass = means["weight"].nan_to_num() * counts
     regions = {
-        r.name.lower(): {
+        r.label: {
             "tokens": int(counts[r]),
             "share": float(counts[r] / counts.sum()),
             "length": float(counts[r] / num_answers),

@@ -1,9 +1,13 @@
-"""Prompts as a run needs them: every row checked against the limits, by the reward and against the answers' grammar."""
+"""Prompts and demonstrations as a run needs them: every row checked against the limits of the configuration.
+
+Prompts also by the reward and against the answers' grammar.
+"""
 
 from transformers import PreTrainedTokenizerBase
 
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
+from rest_megatron.data.demonstrations import Demonstration, load_demonstrations
 from rest_megatron.data.prompts import Prompt, load_prompts
 from rest_megatron.grammar import GRAMMARS, opens_think
 from rest_megatron.reward.reward import build_reward
@@ -27,3 +31,14 @@ def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) 
         rule = "has no thoughts, but the chat template opens one before the answer"
         refuse(config, "data.answer_format", rule, "Choose toolrl or hermes, or another data.chat_template")
     return prompts
+
+
+def read_demonstrations(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstration]:
+    """All demonstrations of sft.data. Raises DataError for a bad row."""
+    return load_demonstrations(
+        config.sft.data,
+        tokenizer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_new_tokens,
+        overlong=config.data.overlong,
+    )

@@ -5,23 +5,16 @@ import time
 from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
-from rest_megatron.data.demonstrations import load_demonstrations
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.launch import Launch
+from rest_megatron.reading import read_demonstrations
 from rest_megatron.session import Session, open_session
 
 
 def main(config: Config, launch: Launch) -> None:
     """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
     tokenizer = read_tokenizer(config)
-    demonstrations = load_demonstrations(
-        config.sft.data,
-        tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_response_tokens=config.rollout.max_new_tokens,
-        overlong=config.data.overlong,
-    )
-    trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in demonstrations]
+    trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in read_demonstrations(config, tokenizer)]
     with open_session(config, launch, tokenizer, config.sft.steps) as session:
         cursor = PromptCursor(len(trajectories), config.run.seed)
         for step in range(config.sft.steps):

@@ -12,15 +12,13 @@ from rest_megatron.actor.actor import TokenStats
 from rest_megatron.batch import Batch, make_batch
 from rest_megatron.collecting import Experience
 from rest_megatron.config.schema import WeightsConfig
-from rest_megatron.method.curriculum import anneal
-from rest_megatron.method.feedback import FeedbackState, shift, update_feedback
+from rest_megatron.method.feedback import FeedbackState, update_feedback
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
+from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import (
     region_means_by_response,
     region_sums,
-    region_switches,
-    region_weights,
     require_finite,
     token_statistic,
     token_weights,
@@ -65,7 +63,7 @@ class StepWeights:
 
     def metrics(self) -> dict[str, float]:
         """Every mean of every region, and how far each region's feedback curriculum is."""
-        regions = {f"{name}/{r.name.lower()}": float(mean[r]) for name, mean in self.means.items() for r in Region}
+        regions = {f"{name}/{r.label}": float(mean[r]) for name, mean in self.means.items() for r in Region}
         return regions | self.state.feedback.metrics()
 
 
@@ -125,12 +123,7 @@ def weigh(
     else:
         statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
         means, state = _region_means(batch, statistic, state, settings, dp_group)
-        weights = region_weights(means, settings)
-        if settings.curriculum == "feedback":
-            weights = shift(weights, state.feedback, settings)
-        else:
-            weights = anneal(weights, progress, settings)
-        weights = weights * region_switches(settings).to(weights.device)
+        weights = scheduled_weights(means, progress, state.feedback, settings)
         tokens = token_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
     score_norm = 1.0 - stats.collision
     described = {

@@ -2,9 +2,9 @@
 
 A row {"ids": [...]} may hold `entropy`, `collision` and `hidden_norm_squared` of each token, and `think_open`, true
 where the prompt has already opened the thought. It comes back as {"ids", "regions", "weights"}, and `entropy` when it
-was given. Region means are those of the whole file, or of each
-answer with weights.scope=response. Where what the rule reads is missing, regions weigh 1 before the curriculum.
-An answer ends at its first end-of-turn token; what follows is padding, of region format and weight 0.
+was given. Region means are those of the whole file, or of each answer with weights.scope=response. Where what the rule
+reads is missing, regions weigh 1 before the curriculum. An answer ends at its first end-of-turn token; what follows is
+padding, of region format and weight 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,16 @@ from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
 from rest_megatron.files import FileArguments
 from rest_megatron.grammar import GRAMMARS, Grammar
-from rest_megatron.method.curriculum import anneal
+from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.method.weights import region_sums, region_switches, region_weights, token_statistic, token_weights
+from rest_megatron.method.schedule import scheduled_weights
+from rest_megatron.method.weights import READ_BY_RULE, region_sums, token_statistic, token_weights
 from rest_megatron.tokens import stop_token_ids, token_bytes
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
 BOUNDS = {"entropy": (-1e-4, 50.0), "collision": (0.0, 1.0 + 1e-4), "hidden_norm_squared": (0.0, 3.4e38)}
 STATISTICS = tuple(BOUNDS)
-READ_BY_RULE = {
-    "score_bound": {"entropy"},
-    "inverse_entropy": {"entropy"},
-    "collision": {"collision"},
-    "lm_head": {"collision", "hidden_norm_squared"},
-    "constant": set(),
-}
 
 
 @dataclass(frozen=True)
@@ -130,15 +124,14 @@ def _region_sums(answer: Answer, rule: str) -> Tensor:
 
 def _measured_weights(answer: Answer, totals: Tensor, config: Config, progress: float) -> list[float]:
     """One weight per id. totals: sums and counts [2, 4] whose means the rule goes by."""
-    settings = config.weights
-    by_region = anneal(region_weights(totals[0] / totals[1], settings), progress, settings) * region_switches(settings)
+    by_region = scheduled_weights(totals[0] / totals[1], progress, FeedbackState(), config.weights)
     weights = token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1)
     return weights.tolist() + [0.0] * (len(answer.ids) - len(answer.regions))
 
 
 def _row(answer: Answer, weights: list[float]) -> dict:
     padding = [Region.FORMAT] * (len(answer.ids) - len(answer.regions))
-    regions = [Region(label).name.lower() for label in answer.regions.tolist() + padding]
+    regions = [Region(label).label for label in answer.regions.tolist() + padding]
     row = {"ids": answer.ids, "regions": regions, "weights": weights}
     if "entropy" in answer.statistics:
         row["entropy"] = answer.statistics["entropy"]

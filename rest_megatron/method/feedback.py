@@ -41,7 +41,7 @@ class FeedbackState:
     def metrics(self) -> dict[str, float]:
         """Saturation of each region whose accuracy has been measured; none before the curriculum is used."""
         measured = [region for region in MEASURED if self.accuracy[region] is not None]
-        return {f"saturation/{region.name.lower()}": self.saturation[region] for region in measured}
+        return {f"saturation/{region.label}": self.saturation[region] for region in measured}
 
     def to_dict(self) -> dict[str, list]:
         """As plain JSON: floats keep every bit."""
@@ -68,7 +68,7 @@ def update_feedback(state: FeedbackState, accuracy: Sequence[float | None], sett
     """
     for region, value in zip(MEASURED, accuracy, strict=True):
         if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"accuracy of region {region.name.lower()} is {value}; it lies in [0, 1]")
+            raise ValueError(f"accuracy of region {region.label} is {value}; it lies in [0, 1]")
         if value is not None:
             state = _update_region(state, region, value, settings)
     return state

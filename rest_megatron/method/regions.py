@@ -30,6 +30,11 @@ class Region(IntEnum):
     PARAMETERS = 2
     COT = 3
 
+    @property
+    def label(self) -> str:
+        """Its name in metrics and files, such as "tool_name"."""
+        return self.name.lower()
+
 
 _ONE = {region: bytes([region]) for region in Region}
 _IS_SPACE = np.isin(np.arange(256), np.frombuffer(b" \t\r\n\v\f", np.uint8))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rest_kernels.reference import LOG_RATIO_BOUND
+from rest_megatron.method.means import mean_by
 
 
 def sequence_ppo_loss(
@@ -42,8 +43,8 @@ def sequence_ppo_loss(
         d = log_probs - old_log_probs of the token.
     """
     log_ratio = (log_probs.detach() - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    mean = _sequence_means(log_probs.detach() - old_log_probs, sequence_index, num_sequences)[sequence_index]
-    ratio = (log_probs - log_probs.detach() + mean).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    means = mean_by(sequence_index, log_probs.detach() - old_log_probs, num_sequences).to(log_probs.dtype)
+    ratio = (log_probs - log_probs.detach() + means[sequence_index]).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     clipped_ratio = ratio.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
     token_loss = torch.maximum(-advantages * ratio, -advantages * clipped_ratio)
 
@@ -59,11 +60,3 @@ def sequence_ppo_loss(
         "ratio": value * used,
     }
     return (loss_weights * token_loss).sum(), {name: x.to(value.dtype).sum() for name, x in metrics.items()}
-
-
-def _sequence_means(values: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
-    """[num_sequences]: the mean of `values` over the tokens of each sequence; nan for one without tokens."""
-    zeros = torch.zeros(num_sequences, dtype=torch.float64, device=values.device)
-    sums = zeros.index_add(0, sequence_index, values.double())
-    counts = zeros.index_add(0, sequence_index, torch.ones_like(values, dtype=torch.float64))
-    return (sums / counts).to(values.dtype)

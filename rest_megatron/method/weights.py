@@ -27,9 +27,18 @@ import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.means import mean_by
 from rest_megatron.method.regions import Region
 
 STATISTIC_FLOOR = 1e-6  # a region the policy is sure of has H = 0 and c = 1, where no rule has a value
+# What `token_statistic` reads for each rule.
+READ_BY_RULE: dict[str, frozenset[str]] = {
+    "score_bound": frozenset({"entropy"}),
+    "inverse_entropy": frozenset({"entropy"}),
+    "collision": frozenset({"collision"}),
+    "lm_head": frozenset({"collision", "hidden_norm_squared"}),
+    "constant": frozenset(),
+}
 DELTA = 1e-8  # delta of w_t = w^_t / (mean(w^) + delta)
 
 
@@ -69,10 +78,7 @@ def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Te
     """
     _same_shape(values=values, regions=regions, sequence_index=sequence_index)
     cell = sequence_index * len(Region) + regions
-    zeros = torch.zeros(num_sequences * len(Region), dtype=torch.float64, device=values.device)
-    sums = zeros.index_add(0, cell, values.double())
-    counts = zeros.index_add(0, cell, torch.ones_like(values, dtype=torch.float64))
-    return (sums / counts).view(num_sequences, len(Region))  # 0 / 0 = nan: absent
+    return mean_by(cell, values, num_sequences * len(Region)).view(num_sequences, len(Region))
 
 
 def update_running_mean(state: Tensor | None, sums: Tensor, counts: Tensor, momentum: float) -> Tensor:
@@ -127,10 +133,7 @@ def token_weights(region_weights: Tensor, regions: Tensor, sequence_index: Tenso
     """
     _same_shape(regions=regions, sequence_index=sequence_index)
     weights = region_weights.double().expand(num_sequences, -1)[sequence_index, regions]
-    zeros = weights.new_zeros(num_sequences)
-    sums = zeros.index_add(0, sequence_index, weights)
-    counts = zeros.index_add(0, sequence_index, torch.ones_like(weights))
-    mean = sums / counts  # nan for a sequence without tokens, which no token reads
+    mean = mean_by(sequence_index, weights, num_sequences)
     return (weights / (mean[sequence_index] + DELTA)).float()
 
 

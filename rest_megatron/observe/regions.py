@@ -7,7 +7,7 @@ from rest_kernels.reference import LOG_RATIO_BOUND
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.method.regions import Region
 
-REGIONS = tuple(region.name.lower() for region in Region)
+REGIONS = tuple(region.label for region in Region)
 
 
 def token_ratios(

@@ -91,10 +91,11 @@ def answer_rows(
 ) -> Iterator[dict]:
     """One row per answer, prompt after prompt: the prompt's row number, the answer and its score."""
     for prompt, group, own in zip(prompts, groups, scores, strict=True):
+        opened = think_open(prompt.token_ids, token_table)
         for sample, score in zip(group, own, strict=True):
             yield {
                 "prompt": prompt.index,
-                "think_open": think_open(sample.prompt_ids, token_table),
+                "think_open": opened,
                 "ids": sample.token_ids,
                 "log_probs": sample.log_probs,
                 "text": answer_bytes(sample, token_table).decode("utf-8", errors="replace"),
@@ -115,4 +116,4 @@ def _write(path: Path, rows: Iterable[dict]) -> None:
 
 
 def _named_regions(vectors: Mapping[str, list]) -> dict[str, list]:
-    return {**vectors, "regions": [Region(r).name.lower() for r in vectors["regions"]]} if vectors else {}
+    return {**vectors, "regions": [Region(r).label for r in vectors["regions"]]} if vectors else {}

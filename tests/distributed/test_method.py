@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed.cases import Layout, in_order, merged
 from tests.distributed.method_cases import TEXTS, measured, updated, weighed
-from tests.tiny import load, oracle, relative_error, response_logits
+from tests.tiny import load, oracle, policy_loss, relative_error, response_logits
 
 LAYOUTS = [
     Layout(max_tokens=2000),
@@ -56,9 +56,7 @@ def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_mo
 
 def gspo_loss(logits, answers, clip):
     """GSPO-token written out (arXiv 2507.18071, Eq. 13-14), one answer at a time."""
-    table = logits.log_softmax(-1)
-    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
-    log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
+    _, log_probs, _ = policy_loss(logits, answers, clip)
     lengths = [len(t.response_ids) for t in answers.trajectories]
     parts = zip(*(x.split(lengths) for x in (log_probs, answers.old_log_probs.to(log_probs.dtype))), strict=True)
     ratio = torch.cat([((new - old).mean().detach() + new - new.detach()).exp() for new, old in parts])
@@ -69,16 +67,10 @@ def gspo_loss(logits, answers, clip):
 
 def kl_loss(logits, answers, clip):
     """The clipped loss plus 0.5 times the k3 estimate of KL to the weights themselves, and 0.1 times the entropy."""
-    table = logits.log_softmax(-1)
-    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
-    log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
-    ratio = (log_probs - answers.old_log_probs.to(log_probs.dtype)).exp()
-    advantages = answers.advantages.to(log_probs.dtype)
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    loss, log_probs, entropy = policy_loss(logits, answers, clip)
     gap = log_probs.detach() - log_probs
-    entropy = -(table.exp() * table).sum(-1)
-    token_loss = -surrogate + 0.5 * (gap.exp() - 1 - gap) - 0.1 * entropy
-    return (answers.loss_weights.to(log_probs.dtype) * token_loss).sum()
+    beside = 0.5 * (gap.exp() - 1 - gap) - 0.1 * entropy
+    return loss + (answers.loss_weights.to(log_probs.dtype) * beside).sum()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

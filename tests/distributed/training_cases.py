@@ -1,6 +1,5 @@
 """The `train` and `profile` commands inside gloo workers, on answers from a script that every layout sees alike."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.launch import Launch
 from rest_megatron.rollout.engine import Sample
+from tests.system.runs import metrics
 
 CALL = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "%s"}}\n</tool_call>'
 # Right, wrong value, without a thought's end, unwanted: two of these answer each prompt, so that scores differ.
@@ -58,6 +58,7 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
 
 def read_metrics(run_dir: Path) -> list[dict]:
     """Metrics of each step, without those of the clock and of the engine, whose log-probs are made up; null is nan."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    skipped = ("time/", "rollout/tokens_per_second", "rollout/log_prob_difference")
-    return [{k: math.nan if v is None else v for k, v in row.items() if not k.startswith(skipped)} for row in rows]
+    return [
+        {k: math.nan if v is None else v for k, v in row.items() if k != "rollout/log_prob_difference"}
+        for row in metrics(run_dir)
+    ]

@@ -4,8 +4,9 @@ import pytest
 
 from rest_megatron.config import load
 from rest_megatron.config.check_method import check_method
+from rest_megatron.data import convert
 from rest_megatron.errors import ConfigError
-from rest_megatron.files import FileArguments, read_file_arguments
+from rest_megatron.files import SOURCES, FileArguments, read_file_arguments
 
 JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judge_weight=0.5")
 
@@ -108,3 +109,7 @@ def test_wrong_words_of_a_command_over_files_are_refused(command, words, problem
 def test_defaults_of_a_command_over_files():
     files = read_file_arguments("heatmap", ["input=a.jsonl", "tokenizer=t"], load())
     assert isinstance(files, FileArguments) and files.output is None and files.row == 0
+
+
+def test_the_sources_of_the_command_line_are_those_that_are_converted():
+    assert set(SOURCES) == set(convert.SOURCES)

@@ -34,3 +34,10 @@ class CheckpointError(RestError):
 
     exit_code = 4
     kind = "checkpoint error"
+
+
+class EngineError(RestError):
+    """The rollout engine does not answer, fails, or samples from other weights than the actor's."""
+
+    exit_code = 5
+    kind = "rollout error"

@@ -11,7 +11,6 @@ from rest_megatron.actor.parallel import Parallel
 from rest_megatron.answers import answer_bytes, think_open
 from rest_megatron.config.schema import RewardConfig
 from rest_megatron.data.prompts import Prompt
-from rest_megatron.errors import RestError
 from rest_megatron.method.advantages import overlong_penalty
 from rest_megatron.reward.judge import Judge
 from rest_megatron.reward.reward import Reward
@@ -36,19 +35,12 @@ def score_groups(
 
     An error of a user's own reward on rank 0 is raised on every rank.
     """
-    outcome: list[list[Score]] | RestError | None = None
-    if parallel.rank == 0:
-        try:
-            outcome = [
-                _score_group(group, prompt, reward, token_table, progress, step)
-                for group, prompt in zip(groups, prompts, strict=True)
-            ]
-        except RestError as error:
-            outcome = error
-    outcome = parallel.broadcast_object(outcome)
-    if isinstance(outcome, RestError):
-        raise outcome
-    return outcome
+    return parallel.on_main(
+        lambda: [
+            _score_group(group, prompt, reward, token_table, progress, step)
+            for group, prompt in zip(groups, prompts, strict=True)
+        ]
+    )
 
 
 def _score_group(group, prompt: Prompt, reward: Reward, token_table, progress: float, step: int) -> list[Score]:

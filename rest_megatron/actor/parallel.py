@@ -1,7 +1,9 @@
 """Process groups: one start for every launcher, Megatron's groups, and the few collectives the trainer needs."""
 
+import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +15,11 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from rest_megatron.config.schema import ParallelConfig
-from rest_megatron.errors import ConfigError
+from rest_megatron.errors import ConfigError, RestError
 from rest_megatron.launch import Launch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+MAIN_TIMEOUT = timedelta(hours=24)  # for what rank 0 does alone; its own deadlines end it long before
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Parallel:
     dp_size: int
     dp_rank: int
     num_chunks: int
+    _turns: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def tp_group(self) -> dist.ProcessGroup:
@@ -72,6 +76,30 @@ class Parallel:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """`function()`'s picklable value, computed by rank 0 alone, on every rank; its RestError is raised on all.
+
+        The others wait at the job's store, not in a collective: that would keep their accelerators busy, and end the
+        job when rank 0 needs long.
+        """
+        if self.world_size == 1:
+            return function()
+        turn = f"rest_megatron/main/{next(self._turns)}"
+        store = dist.distributed_c10d._get_default_store()
+        outcome = None
+        if self.rank == 0:
+            try:
+                outcome = function()
+            except RestError as error:
+                outcome = error
+            store.set(turn, "")
+        else:
+            store.wait([turn], MAIN_TIMEOUT)
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, RestError):
+            raise outcome
+        return outcome
 
     def gather_to_main(self, value: Any) -> list[Any]:
         """On rank 0 the picklable `value` of each data-parallel rank with the same shard; [] on every other rank."""

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from rest_megatron.config.keys import Key, keys, nearest, sections
-from rest_megatron.config.load import type_name
+from rest_megatron.config.load import PASS_THROUGH, type_name
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.config.source import FLOAT
@@ -21,7 +21,7 @@ def describe(section: str = "") -> str:
 
     Raises ConfigError for a section that does not exist.
     """
-    names = [*sections(), "megatron", "deepspeed"]
+    names = [*sections(), *PASS_THROUGH]
     if section and section not in names:
         guess = nearest(section, names)
         hint = f"did you mean {guess}? " if guess else ""

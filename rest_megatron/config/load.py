@@ -14,7 +14,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.config.source import Setting, merge, read_json, read_override, read_yaml
 from rest_megatron.errors import ConfigError
 
-PASS_THROUGH = ("megatron", "deepspeed")
+PASS_THROUGH = ("megatron", "deepspeed", "vllm")
 
 
 def load(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:

@@ -132,6 +132,17 @@ class AlgorithmConfig:
     clip_ratio_low: float = key(0.2, "Lower clip of the probability ratio (eps_lo).", gt=0, lt=1)
     clip_ratio_high: float = key(0.2, "Upper clip of the probability ratio (eps_hi).", gt=0)
     clip_ratio_dual: float | None = key(None, "Dual clip for negative advantages (c > 1); null: none.", gt=1)
+    importance_cap: float | None = key(
+        2.0,
+        "Truncated importance sampling: each token's loss is multiplied by min(p_actor / p_engine, cap), with the "
+        "log-probs before the update; null: not.",
+        ge=1,
+    )
+    importance_mask: float | None = key(
+        2.0,
+        "An answer whose geometric mean of p_actor / p_engine lies outside [1/x, x] gives no gradient; null: none.",
+        gt=1,
+    )
     loss_aggregation: str = key(
         "seq-mean-token-mean",
         "seq-mean-token-mean: 1/G sum_i 1/T_i sum_t. token-mean: one weighted mean over all tokens. "

@@ -93,7 +93,39 @@ class RolloutConfig:
     group_size: int = key(8, "Answers per prompt (G).", ge=2)
     max_new_tokens: int = key(1024, "Longest answer in tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", ge=1e-6)
-    max_batch_size: int = key(128, "Sequences a data-parallel rank decodes at once.", ge=1)
+    engine: str = key(
+        "sampler",
+        "sampler: in process, from the actor's own weights. vllm: a vLLM server in its own interpreter, see vllm_python "
+        "and vllm_url.",
+        choices=("sampler", "vllm"),
+    )
+    max_batch_size: int = key(128, "Sequences a data-parallel rank of the sampler decodes at once.", ge=1)
+    top_p: float = key(1.0, "vLLM's top_p; other than 1 only without importance correction.", gt=0, le=1)
+    top_k: int = key(0, "vLLM's top_k, 0: off; otherwise only without importance correction.", ge=0)
+    min_p: float = key(0.0, "vLLM's min_p; other than 0 only without importance correction.", ge=0, lt=1)
+    max_turns: int = key(1, "Turns the assistant may take; after all but the last, rollout.tools may answer.", ge=1)
+    tools: str | None = key(
+        None, "With max_turns > 1, your tools: package.module:function, or file.py:function (see the README)."
+    )
+    vllm_python: str | None = key(
+        None, "Interpreter of the environment that holds vLLM; the trainer starts the server and ends it."
+    )
+    vllm_url: str | None = key(
+        None, "In place of vllm_python: the address of a server that print-server's command started."
+    )
+    vllm_devices: str | None = key(
+        None, "CUDA_VISIBLE_DEVICES of the server that is started, such as 4,5,6,7; null: the trainer's own."
+    )
+    sync_dir: str | None = key(
+        None, "Where weights pass to the server, a directory that trainer and server share; null: /dev/shm (one node)."
+    )
+    start_timeout: float = key(900.0, "Seconds until a server that is started must answer.", gt=0)
+    generate_timeout: float = key(3600.0, "Seconds that the answers to one batch of prompts may take.", gt=0)
+    sync_timeout: float = key(300.0, "Seconds that each call of a weight update may take.", gt=0)
+    probe_prompts: int = key(4, "Prompts whose log-probs are compared with the actor's after each update.", ge=1)
+    probe_tolerance: float | None = key(
+        None, "Mean difference of log-probs there that stops the run; null: 0.001 in float32, 0.05 in bfloat16.", gt=0
+    )
     dump: bool = key(True, "Write every scored answer to rollouts/step-N.jsonl, held-out ones to eval-N.jsonl.")
 
 
@@ -129,6 +161,13 @@ class TrainConfig:
         "ones; each costs two more passes over the step's answers. 0: never.",
         ge=0,
     )
+    debug: str = key(
+        "off",
+        "rollout_only: sample, score and dump, but update nothing. train_only: take each step's scored answers from "
+        "train.replay and sample nothing; the same dump trains alike on any layout.",
+        choices=("off", "rollout_only", "train_only"),
+    )
+    replay: str | None = key(None, "With debug=train_only: a directory of step-N.jsonl, the rollouts of another run.")
 
 
 @dataclass(frozen=True)
@@ -161,6 +200,9 @@ class AlarmsConfig:
         0.9, "Format hacking: format rate above this while correctness does not rise; 1: off.", gt=0, le=1
     )
     correctness_low: float = key(0.5, "... and the mean of the accuracy parts is below this.", ge=0, le=1)
+    max_mismatch: float = key(
+        0.05, "Mismatch: mean |log-prob difference| between actor and engine above this; 0: off.", ge=0
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +226,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     megatron: dict = key({}, "Any field of Megatron's TransformerConfig, under its own name.")
     deepspeed: dict = key({}, "DeepSpeed's own configuration: a mapping, or the path of its JSON (read at load).")
+    vllm: dict = key({}, "Any argument of vLLM's server, under its own name, for the server that is started.")
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -11,23 +11,38 @@ class Sample:
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    """Sampled ids; the stop token is the last of them when finish_reason is "stop"."""
+    """Everything after the prompt; the stop token is the last of them when finish_reason is "stop"."""
     log_probs: tuple[float, ...]
-    """Natural log of each sampled id's probability at the sampling temperature."""
+    """Natural log of each id's probability at the sampling temperature; 0 for an id that was not sampled."""
     finish_reason: str
     """"stop" or "length"."""
     weight_version: int
     """How many optimizer steps the weights that drew it had seen."""
+    response_mask: tuple[bool, ...] = ()
+    """Whether each id was sampled, where tools answered in between; empty: all were."""
 
 
 class RolloutEngine(Protocol):
     """Where answers come from. Every method is collective over all ranks of the trainer."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int) -> list[list[Sample]]:
-        """`group_size` answers to each prompt, the same lists on every rank."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        seed: int,
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """`group_size` answers to each prompt, the same lists on every rank.
+
+        max_new_tokens: the longest answer to each prompt; None: rollout.max_new_tokens for all.
+        """
 
     def publish(self, version: int) -> None:
         """Sample from the actor's current weights from now on, and stamp answers with `version`."""
+
+    def sleep(self) -> None:
+        """Give back the accelerator's memory until the next `publish`, where the engine shares it with the actor."""
 
     def close(self) -> None:
         """Give back whatever the engine holds."""

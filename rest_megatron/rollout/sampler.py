@@ -47,6 +47,9 @@ class Sampler:
         """The policy's weights are already the ones sampled from; only the stamp changes."""
         self.version = version
 
+    def sleep(self) -> None:
+        """Nothing is held between calls."""
+
     def close(self) -> None:
         """Nothing is held between calls."""
 

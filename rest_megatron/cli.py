@@ -1,6 +1,7 @@
 """The command line.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint, 5 rollout engine.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint, 5 rollout
+engine.
 """
 
 import argparse

@@ -67,19 +67,23 @@ def add_judge(
     """
     if settings.judge_url is None:
         return scores
-    grades = None
-    if judge is not None:
-        questions = [
-            (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))
-            for prompt, group in zip(prompts, groups, strict=True)
-            for sample in group
-        ]
-        grades = judge.grades(questions)
-        if None in grades:
-            missing = grades.count(None)
-            logger.warning("the judge gave no grade for %d of %d answers: %s", missing, len(grades), judge.last_error)
-    grades = iter(parallel.broadcast_object(grades))
+    grades = iter(parallel.on_main(lambda: _grades(judge, groups, prompts, token_table)))
     return [[_judged(score, next(grades), settings.judge_weight) for score in group] for group in scores]
+
+
+def _grades(
+    judge: Judge, groups: Groups, prompts: Sequence[Prompt], token_table: Sequence[bytes]
+) -> list[float | None]:
+    questions = [
+        (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))
+        for prompt, group in zip(prompts, groups, strict=True)
+        for sample in group
+    ]
+    grades = judge.grades(questions)
+    if None in grades:
+        missing = grades.count(None)
+        logger.warning("the judge gave no grade for %d of %d answers: %s", missing, len(grades), judge.last_error)
+    return grades
 
 
 def add_overlong(

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from rest_megatron.actor.parallel import Parallel, choose_device, initialize, sh
 from rest_megatron.checkpoint.hf import weight_source
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
+from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.template import read_template
 from rest_megatron.errors import CheckpointError
 from rest_megatron.grammar import GRAMMARS, Grammar
@@ -24,8 +25,9 @@ from rest_megatron.observe.metrics import MetricsLogger, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.reward import Reward, build_reward
+from rest_megatron.rollout.build import build_engine
 from rest_megatron.rollout.engine import RolloutEngine
-from rest_megatron.rollout.sampler import Sampler
+from rest_megatron.rollout.server import open_server
 from rest_megatron.tokens import stop_token_ids, token_bytes
 
 
@@ -60,12 +62,17 @@ class Session:
 
 @contextmanager
 def open_session(
-    config: Config, launch: Launch, tokenizer: PreTrainedTokenizerBase, total_optimizer_steps: int
+    config: Config,
+    launch: Launch,
+    tokenizer: PreTrainedTokenizerBase,
+    total_optimizer_steps: int,
+    prompts: Sequence[Prompt] = (),
 ) -> Iterator[Session]:
-    """Start logs, processes and model for a configuration that has been checked.
+    """Start logs, processes, rollout server and model for a configuration that has been checked.
 
-    `total_optimizer_steps` shapes the learning-rate schedule. Read and check all input before: what fails in here
-    costs a job its start. Raises ConfigError or CheckpointError for what only shows now.
+    `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed where there is a rollout server, are
+    some of those it will answer. Read and check all input before: what fails in here costs a job its start. Raises
+    ConfigError, CheckpointError or EngineError for what only shows now.
     """
     model_path = Path(config.model.path)
     hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
@@ -83,24 +90,26 @@ def open_session(
             (run_dir / "config.yaml").write_text(dump(config))
         dist.barrier()
         require_shared(run_dir)
-        actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
-        rollout = Sampler(actor.policy, parallel, config.rollout, stop_token_ids(model_path, tokenizer))
-        judge = build_judge(config.reward, os.environ) if parallel.rank == 0 else None
-        yield Session(
-            config=config,
-            run_dir=run_dir,
-            parallel=parallel,
-            token_table=table,
-            chat_template=template,
-            grammar=GRAMMARS[config.data.answer_format],
-            reward=reward,
-            judge=judge,
-            actor=actor,
-            rollout=rollout,
-            metrics=metrics,
-            progress=progress,
-        )
-        rollout.close()
+        # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
+        with open_server(config, run_dir, parallel) as server:
+            actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
+            stops = stop_token_ids(model_path, tokenizer)
+            rollout = build_engine(config, actor, parallel, server, stops, prompts)
+            yield Session(
+                config=config,
+                run_dir=run_dir,
+                parallel=parallel,
+                token_table=table,
+                chat_template=template,
+                grammar=GRAMMARS[config.data.answer_format],
+                reward=reward,
+                judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
+                actor=actor,
+                rollout=rollout,
+                metrics=metrics,
+                progress=progress,
+            )
+            rollout.close()
     # Not after an error: the ranks still need the group to agree on who reports it.
     shutdown()
 

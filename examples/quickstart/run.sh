@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The quickstart: write the task, warm-start from random weights, train with ResT. Two processes, no GPU.
-#   run.sh [DIRECTORY [RANKS [DEVICE]]]
+#   run.sh [DIRECTORY [RANKS [DEVICE [section.key=value of the training ...]]]]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 directory=${1:-runs/quickstart}
 ranks=${2:-2}
 device=${3:-cpu}
+settings=("${@:4}")
 
 launch() {
     deepspeed --quiet --num_gpus "$ranks" --master_port "$(free_port)" --module rest_megatron "$@" \
@@ -22,6 +23,6 @@ echo "Supervised warm start on demonstrations, most of them spoiled"
 launch sft -c examples/quickstart/sft.yaml run.dir="$directory/sft" sft.data="$directory/data/sft.jsonl"
 echo "Reinforcement learning with ResT"
 launch train -c examples/quickstart/rest.yaml run.dir="$directory/rest" model.path="$directory/sft/hf" \
-    data.train="$directory/data/train.jsonl" data.eval="$directory/data/heldout.jsonl"
+    data.train="$directory/data/train.jsonl" data.eval="$directory/data/heldout.jsonl" ${settings[@]+"${settings[@]}"}
 echo "Report:     $directory/rest/report.html"
 echo "The model:  $directory/rest/hf (for transformers' from_pretrained)"

@@ -95,8 +95,8 @@ class RolloutConfig:
     temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", ge=1e-6)
     engine: str = key(
         "sampler",
-        "sampler: in process, from the actor's own weights. vllm: a vLLM server in its own interpreter, see vllm_python "
-        "and vllm_url.",
+        "sampler: in process, from the actor's own weights. vllm: a vLLM server in an interpreter of its own, which "
+        "vllm_python starts or vllm_url names.",
         choices=("sampler", "vllm"),
     )
     max_batch_size: int = key(128, "Sequences a data-parallel rank of the sampler decodes at once.", ge=1)

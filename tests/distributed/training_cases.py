@@ -11,6 +11,7 @@ from rest_megatron import profile, session, train
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.launch import Launch
+from rest_megatron.rollout import build
 from rest_megatron.rollout.engine import Sample
 from tests.system.runs import metrics
 
@@ -35,8 +36,11 @@ class ScriptedEngine:
     def publish(self, version: int) -> None:
         self.version = version
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int) -> list[list[Sample]]:
+    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None):
         return [[self._next(prompt) for _ in range(group_size)] for prompt in prompts]
+
+    def sleep(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -52,7 +56,7 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
     config = load(files, overrides)
     check_run(config, launch.world_size)
     # The pool leaves the groups itself, after it has destroyed the engine.
-    with mock.patch.object(session, "Sampler", ScriptedEngine), mock.patch.object(session, "shutdown"):
+    with mock.patch.object(build, "Sampler", ScriptedEngine), mock.patch.object(session, "shutdown"):
         {"train": train.main, "profile": profile.main}[command](config, launch)
 
 

@@ -61,7 +61,7 @@ def session(script, *overrides):
         judge=Judge(),
         token_table=TABLE,
         grammar=TOOLRL,
-        parallel=SimpleNamespace(rank=0, broadcast_object=lambda value: value),
+        parallel=SimpleNamespace(rank=0, on_main=lambda function: function()),
     )
 
 
@@ -139,19 +139,11 @@ def test_long_answers_are_punished_over_the_last_tokens_before_the_limit():
     assert (punished.totals - plain.totals).tolist() == [[-0.5, 0.0]] * 3
 
 
-def test_a_reward_that_fails_on_the_scoring_rank_is_raised_on_all(tmp_path):
+def test_a_reward_that_fails_ends_the_step(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def reward(response, ground_truth, *, progress, step):\n    raise KeyError('oops')\n")
-    made = session([MIXED] * 3, f"reward.function={path}:reward")
-    said = []
-    made.parallel.broadcast_object = lambda value: said.append(value) or value
     with pytest.raises(DataError, match="oops"):
-        collect(made, 1, 0.0, prompts())
-    assert isinstance(said[0], DataError)
-    made.parallel = SimpleNamespace(rank=1, broadcast_object=lambda value: said[0])
-    made.rollout = Engine([MIXED] * 3)
-    with pytest.raises(DataError, match="oops"):
-        collect(made, 1, 0.0, prompts())
+        collect(session([MIXED] * 3, f"reward.function={path}:reward"), 1, 0.0, prompts())
 
 
 def test_metrics_are_means_over_the_answers_that_have_a_part():

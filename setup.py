@@ -42,7 +42,12 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + find_packages("kernels"),
-    package_data={"rest_megatron.data": ["templates/*.jinja"], "rest_megatron.data.convert": ["*.txt"]},
+    package_data={
+        "rest_megatron.data": ["templates/*.jinja"],
+        "rest_megatron.data.convert": ["*.txt"],
+        # No package: vLLM's server imports the file by itself.
+        "rest_megatron.rollout": ["vllm_worker/*.py"],
+    },
     package_dir={"rest_kernels": "kernels/rest_kernels"},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

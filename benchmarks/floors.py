@@ -26,7 +26,7 @@ def measure_rates(device: str, dtype: str, repeat: int) -> Rates:
     torch.set_num_threads(1)
     meter = make_meter(device)
     copy, gemm = _copy_rate(meter, device, repeat), _gemm_rate(meter, device, dtype, repeat)
-    return Rates(device, _hardware(device), copy, gemm)
+    return Rates(device, hardware_name(device), copy, gemm)
 
 
 def _copy_rate(meter, device: str, repeat: int) -> float:
@@ -59,7 +59,8 @@ def _seconds(meter, run, repeat: int) -> float:
     return meter.seconds(run, lambda: None, repeat)
 
 
-def _hardware(device: str) -> str:
+def hardware_name(device: str) -> str:
+    """The device's name; of a CPU with the number of its threads, of which one is used."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     with open("/proc/cpuinfo", encoding="utf-8") as lines:

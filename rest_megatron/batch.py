@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rest_megatron.actor.microbatch import Trajectory, deal
-from rest_megatron.answers import answer_pieces, think_open
+from rest_megatron.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
 from rest_megatron.rollout.engine import Sample
@@ -25,7 +25,7 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of a step's answers. Vectors hold one value per response token, in trajectory order."""
+    """This rank's share of a step's answers. Vectors hold one value per sampled token, in trajectory order."""
 
     trajectories: list[Trajectory]
     sample_index: list[int]
@@ -44,8 +44,8 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """Response tokens of each trajectory."""
-        return [len(t.response_ids) for t in self.trajectories]
+        """Sampled tokens of each trajectory."""
+        return [t.num_targets for t in self.trajectories]
 
 
 def make_batch(
@@ -73,31 +73,37 @@ def make_batch(
     for first, last in pairwise(borders):
         part = samples[first:last]
         hand = deal([len(s.prompt_ids) + len(s.token_ids) for s in part], dp_size)[dp_rank]
-        added = sum(len(part[i].token_ids) for i in hand)
+        added = sum(part[i].num_sampled for i in hand)
         mini_batches.append(
             MiniBatch(slice(len(mine), len(mine) + len(hand)), slice(num_tokens, num_tokens + added), len(part))
         )
         mine += [first + i for i in hand]
         num_tokens += added
     ours = [samples[i] for i in mine]
-    lengths = torch.tensor([len(s.token_ids) for s in ours], dtype=torch.int64)
+    lengths = torch.tensor([s.num_sampled for s in ours], dtype=torch.int64)
     regions = [label for s in ours for label in _regions(s, token_table, grammar)]
     return Batch(
-        trajectories=[Trajectory(s.prompt_ids, s.token_ids) for s in ours],
+        trajectories=[Trajectory(s.prompt_ids, s.token_ids, s.response_mask) for s in ours],
         sample_index=mine,
         group_index=[i // group_size for i in mine],
         advantages=advantages[mine].repeat_interleave(lengths).to(device),
         regions=torch.tensor(regions, dtype=torch.int64, device=device),
         sequence_index=torch.arange(len(ours)).repeat_interleave(lengths).to(device),
-        rollout_log_probs=torch.tensor([x for s in ours for x in s.log_probs], dtype=torch.float32, device=device),
+        rollout_log_probs=torch.tensor(
+            [x for s in ours for x in s.sampled(s.log_probs)], dtype=torch.float32, device=device
+        ),
         mini_batches=mini_batches,
     )
 
 
 def _regions(sample: Sample, token_table: Sequence[bytes], grammar: Grammar) -> list[int]:
-    return label_regions(
-        answer_pieces(sample, token_table),
-        stop_token=sample.finish_reason == "stop",
-        grammar=grammar,
-        think_open=think_open(sample.prompt_ids, token_table),
-    )
+    """Of the sampled ids. Each turn is an answer of its own; tools only answer one that ended with a stop token."""
+    labels = []
+    for turn in turns(sample.token_ids, sample.response_mask):
+        labels += label_regions(
+            [token_table[token] for token in sample.token_ids[turn]],
+            stop_token=turn.stop < len(sample.token_ids) or sample.finish_reason == "stop",
+            grammar=grammar,
+            think_open=think_open((*sample.prompt_ids, *sample.token_ids[: turn.start]), token_table),
+        )
+    return labels

@@ -26,12 +26,14 @@ usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
   train          reinforcement learning with ResT token weights (the default command)
   sft            supervised warm start on demonstrations
   profile        entropy, exact score norm and its bound by region, and how much gradient variance the weights save
+  rollout        answers to every prompt of data.train, with their scores, in run.dir/rollout.jsonl; no training
   score          input=a.jsonl output=b.jsonl [step=N]: rewards of rows {response, ground_truth}
   weigh          input=a.jsonl output=b.jsonl tokenizer=DIR [progress=P | step=N]: token weights of rows {ids, entropy}
   heatmap        input=a.jsonl tokenizer=DIR [row=N] [output=b.html]: the weights of one answer of a dump, or of weigh
   prepare        input=a.json output=b.parquet source=toolace|xlam|hammer|sharegpt|openai|typed: rows to train on
   check          versions, configuration, model, tokenizer and data, without a GPU or a process group
   print-config   the resolved configuration as YAML, secrets hidden
+  print-server   the shell command that starts a vLLM server at rollout.vllm_url
 
   -c, --config FILE    a YAML file; later files win over earlier ones, section.key=value over all
   --world-size N       with check: the number of ranks to check the layout for (default 1)
@@ -39,7 +41,21 @@ usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
 
 Start one process per device: torchrun -m, deepspeed --module, srun python -m, mpirun python -m, or python -m alone.
 """
-COMMANDS = ("train", "sft", "profile", "score", "weigh", "heatmap", "prepare", "check", "print-config")
+COMMANDS = (
+    "train",
+    "sft",
+    "profile",
+    "rollout",
+    "score",
+    "weigh",
+    "heatmap",
+    "prepare",
+    "check",
+    "print-config",
+    "print-server",
+)
+# Where a command's module cannot have its name: rest_megatron.rollout holds the engines.
+MODULES = {"rollout": "generate"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,6 +125,9 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
             import_module(f"rest_megatron.commands.{arguments.command}").main(config, files, sys.stdout)
     elif arguments.command == "print-config":
         _write(dump(config), launch)
+    elif arguments.command == "print-server":
+        if launch.rank == 0:
+            import_module("rest_megatron.commands.print_server").main(config, sys.stdout)
     elif arguments.command == "check":
         from rest_megatron import preflight
 
@@ -124,7 +143,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
 def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-    import_module(f"rest_megatron.{command}").main(config, launch)
+    import_module(f"rest_megatron.{MODULES.get(command, command)}").main(config, launch)
 
 
 def _write(text: str, launch: Launch) -> None:

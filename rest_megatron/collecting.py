@@ -34,6 +34,8 @@ class Experience:
     seconds: float
     """Spent sampling."""
     reward_seconds: float
+    publish_seconds: float = 0.0
+    """Spent on giving the engine the weights."""
 
     @property
     def totals(self) -> Tensor:
@@ -88,7 +90,7 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
         [prompts[i] for i in order],
         [groups[i] for i in order],
         scores,
-        _advantages(scores, algorithm),
+        group_advantages(scores, algorithm),
         num_trained,
         rounds,
         seconds,
@@ -117,7 +119,8 @@ def _chosen(scores: list[list[Score]], algorithm: AlgorithmConfig) -> list[int]:
     return (~zero_variance_groups(_totals(scores))).nonzero().squeeze(1).tolist()
 
 
-def _advantages(scores: list[list[Score]], algorithm: AlgorithmConfig) -> Tensor:
+def group_advantages(scores: list[list[Score]], algorithm: AlgorithmConfig) -> Tensor:
+    """[prompts, group_size] float32 of the scores of equally large groups, as algorithm.advantage says."""
     totals = _totals(scores)
     if algorithm.advantage == "leave_one_out":
         return leave_one_out(totals)

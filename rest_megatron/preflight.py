@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +11,7 @@ from typing import TextIO
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
+from rest_megatron.data.prompts import Prompt
 from rest_megatron.optional import has_apex, has_transformer_engine
 from rest_megatron.quiet import quiet_libraries
 
@@ -89,7 +90,10 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
     tokenizer = read_tokenizer(config)
     for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if path:
-            yield key, f"{len(read_prompts(config, tokenizer, path))} prompts in {path}"
+            prompts = read_prompts(config, tokenizer, path)
+            yield key, f"{len(prompts)} prompts in {path}"
+            if key == "data.train" and config.train.debug == "train_only":
+                yield "train.replay", _replay(config, prompts)
     if config.sft.data:
         yield "sft.data", f"{len(read_demonstrations(config, tokenizer))} demonstrations in {config.sft.data}"
 
@@ -118,6 +122,15 @@ def _check_weights(config: Config) -> None:
     hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
     check_supported(hf)
     weight_source(config.model, config.run.seed, hf)
+
+
+def _replay(config: Config, prompts: Sequence[Prompt]) -> str:
+    """Every answer that is to be trained on again can be used."""
+    # Only here: it imports Megatron.
+    from rest_megatron.replay import open_replay
+
+    open_replay(config, prompts)
+    return f"the answers of {config.train.steps} steps in {config.train.replay}"
 
 
 def _version(package: str) -> str:

@@ -23,7 +23,7 @@ from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.reading import read_prompts
 from rest_megatron.scoring import reward_metrics
 from rest_megatron.session import Session, open_session
-from rest_megatron.updating import gradient_variances
+from rest_megatron.updating import gradient_variances, loss_inputs
 from rest_megatron.weighing import StepWeights, WeightState, global_means, weigh_experience
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
@@ -47,6 +47,7 @@ def main(config: Config, launch: Launch) -> None:
         experience = collect(
             session, step, config.profile.progress, lambda n: [prompts[i] for i in cursor.next_batch(n)]
         )
+        session.rollout.sleep()
         profile = measure(session, experience, step)
         if session.is_main:
             write_profile(session.run_dir, profile)
@@ -59,9 +60,8 @@ def measure(session: Session, experience: Experience, step: int) -> dict:
     batch, stats, weights = weigh_experience(session, experience, WeightState(), config.profile.progress, step)
     variances = None
     if config.profile.gradient_variance and experience.num_trained > 1:
-        reference = session.actor.ref_log_probs(batch.trajectories)
-        args = (experience.num_trained, stats.log_probs, weights.tokens, reference)
-        variances = gradient_variances(session, batch, *args) or None
+        inputs = loss_inputs(session, batch, stats.log_probs, weights.tokens)
+        variances = gradient_variances(session, batch, experience.num_trained, inputs) or None
     regions, lemma = _regions(session, batch, stats, weights, len(experience.trained))
     return {
         "model": config.model.path,

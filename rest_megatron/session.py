@@ -26,6 +26,7 @@ from rest_megatron.observe.progress import ProgressLine, open_progress
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.reward import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
+from rest_megatron.rollout.dialogue import open_dialogues
 from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.server import open_server
 from rest_megatron.tokens import stop_token_ids, token_bytes
@@ -94,7 +95,8 @@ def open_session(
         with open_server(config, run_dir, parallel) as server:
             actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
             stops = stop_token_ids(model_path, tokenizer)
-            rollout = build_engine(config, actor, parallel, server, stops, prompts)
+            engine = build_engine(config, actor, parallel, server, stops, prompts)
+            rollout = open_dialogues(engine, config, parallel, tokenizer, table)
             yield Session(
                 config=config,
                 run_dir=run_dir,

@@ -30,5 +30,5 @@ def main(config: Config, launch: Launch) -> None:
 def supervised_step(session: Session, chosen: list[Trajectory]) -> dict[str, float]:
     """One optimizer step on the global batch `chosen`, dealt over the data-parallel ranks."""
     mine = deal([t.length for t in chosen], session.parallel.dp_size)[session.parallel.dp_rank]
-    num_tokens = sum(len(t.response_ids) for t in chosen)
+    num_tokens = sum(t.num_targets for t in chosen)
     return session.actor.supervised_step([chosen[i] for i in mine], num_tokens)

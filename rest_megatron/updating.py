@@ -1,31 +1,65 @@
 """One step's optimizer updates, and what is measured beside them."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rest_megatron.actor.actor import TokenStats
 from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.actor.variance import gradient_variance, mean_error
 from rest_megatron.batch import Batch, MiniBatch
 from rest_megatron.method.aggregation import loss_weights
+from rest_megatron.method.importance import importance_ratios
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.session import Session
 
 
-def update(
-    session: Session, batch: Batch, old_log_probs: Tensor, weights: Tensor, ref_log_probs: Tensor | None
-) -> tuple[Tensor, dict[str, float]]:
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss reads of a batch's tokens beside their advantages: [T] float32 each."""
+
+    old_log_probs: Tensor
+    """The actor's, before the step's updates."""
+    weights: Tensor
+    """The method's token weights."""
+    importance: Tensor
+    """Of `importance_ratios`."""
+    ref_log_probs: Tensor | None
+    """The initial policy's; None without a KL term."""
+
+    @property
+    def corrected_weights(self) -> Tensor:
+        """Token weights times importance; 0 where the weight is, whatever the importance."""
+        return (self.weights * self.importance).masked_fill(self.weights == 0, 0.0)
+
+
+def loss_inputs(session: Session, batch: Batch, old_log_probs: Tensor, weights: Tensor) -> LossInputs:
+    """The vectors of a batch; old_log_probs and weights as in `LossInputs`. Collective."""
+    algorithm = session.config.algorithm
+    importance = importance_ratios(
+        old_log_probs,
+        batch.rollout_log_probs,
+        batch.sequence_index,
+        len(batch.trajectories),
+        algorithm.importance_cap,
+        algorithm.importance_mask,
+    )
+    return LossInputs(old_log_probs, weights, importance, session.actor.ref_log_probs(batch.trajectories))
+
+
+def update(session: Session, batch: Batch, inputs: LossInputs) -> tuple[Tensor, dict[str, float]]:
     """All epochs over all mini-batches; one whose tokens all weigh 0 is passed over.
 
-    Vectors are [T] float32 over the batch's tokens. Returns log_probs [T] under the weights each token was last trained
-    from (its old one where it was not read), and the mean of the updates' metrics, {} when no step was taken.
+    Returns log_probs [T] float32 under the weights each token was last trained from (its old one where it was not
+    read), and the mean of the updates' metrics, {} when no step was taken.
     """
-    log_probs = old_log_probs.clone()
+    log_probs = inputs.old_log_probs.clone()
     metrics: list[dict[str, float]] = []
     for part in batch.mini_batches * session.config.train.epochs:
-        streams = _streams(session, batch, part, old_log_probs, weights, ref_log_probs)
+        streams = _streams(session, batch, part, inputs)
         if streams is None:
             session.actor.skip(1)
             continue
@@ -38,42 +72,36 @@ def update(
     return log_probs, {name: sum(m[name] for m in metrics) / len(metrics) for name in (metrics[0] if metrics else ())}
 
 
-def _streams(
-    session: Session,
-    batch: Batch,
-    part: MiniBatch,
-    old_log_probs: Tensor,
-    weights: Tensor,
-    ref_log_probs: Tensor | None,
-) -> PolicyStreams | None:
-    """A mini-batch's vectors, weights over their normaliser; None where all ranks' weights are 0."""
-    total_weight = weights[part.tokens].double().sum()
-    dist.all_reduce(total_weight, group=session.parallel.dp_group)
-    if total_weight == 0:
+def _streams(session: Session, batch: Batch, part: MiniBatch, inputs: LossInputs) -> PolicyStreams | None:
+    """A mini-batch's vectors, weights over their normaliser; None where all ranks' corrected weights are 0.
+
+    The normaliser is that of the weights alone: over the corrected weights' sum the estimate would be biased.
+    """
+    weights, corrected = inputs.weights[part.tokens], inputs.corrected_weights[part.tokens]
+    totals = torch.stack([weights.double().sum(), corrected.double().sum()])
+    dist.all_reduce(totals, group=session.parallel.dp_group)
+    total_weight, total_corrected = totals.tolist()
+    if total_corrected == 0:
         return None
     normalised = loss_weights(
-        weights[part.tokens],
+        corrected,
         batch.sequence_index[part.tokens] - part.sequences.start,
         part.num_sequences_global,
         session.config.algorithm.loss_aggregation,
-        float(total_weight),
+        total_weight,
         session.config.rollout.max_new_tokens,
     )
+    reference = inputs.ref_log_probs
     return PolicyStreams(
-        old_log_probs[part.tokens],
+        inputs.old_log_probs[part.tokens],
         batch.advantages[part.tokens],
         normalised,
-        None if ref_log_probs is None else ref_log_probs[part.tokens],
+        None if reference is None else reference[part.tokens],
     )
 
 
 def gradient_variances(
-    session: Session,
-    batch: Batch,
-    num_groups: int,
-    old_log_probs: Tensor,
-    weights: Tensor,
-    ref_log_probs: Tensor | None,
+    session: Session, batch: Batch, num_groups: int, inputs: LossInputs
 ) -> dict[str, dict[str, float]]:
     """`GradientVariance` of the groups' gradients on the same answers, with the step's "weights" and "uniform" ones.
 
@@ -81,10 +109,10 @@ def gradient_variances(
     between the two variances, from the differences of |g_i|^2 within each group.
     """
     num_sequences = sum(part.num_sequences_global for part in batch.mini_batches)
-    whole = MiniBatch(slice(0, len(batch.trajectories)), slice(0, len(weights)), num_sequences)
+    whole = MiniBatch(slice(0, len(batch.trajectories)), slice(0, len(inputs.weights)), num_sequences)
     measured = []
-    for own in (weights, torch.ones_like(weights)):
-        streams = _streams(session, batch, whole, old_log_probs, own, ref_log_probs)
+    for own in (inputs, replace(inputs, weights=torch.ones_like(inputs.weights))):
+        streams = _streams(session, batch, whole, own)
         if streams is None:
             return {}
         measured.append(gradient_variance(session.actor, batch.trajectories, batch.group_index, num_groups, streams))
@@ -106,29 +134,33 @@ def gradient_variance_metrics(variances: dict[str, dict[str, float]]) -> dict[st
     return metrics | {"gradient_variance/relative_to_uniform": ours / uniform if comparable else math.nan}
 
 
-def region_update_metrics(
-    session: Session, batch: Batch, old_log_probs: Tensor, log_probs: Tensor, weights: Tensor
-) -> dict[str, float]:
-    """Weight mass, ratio and clip fraction of each region's tokens in the updates."""
-    algorithm = session.config.algorithm
+def region_update_metrics(session: Session, batch: Batch, inputs: LossInputs, log_probs: Tensor) -> dict[str, float]:
+    """Share of the corrected weight, ratio and clip fraction of each region's tokens in the updates."""
     totals = region_totals(
-        batch.regions, weights, old_log_probs, log_probs, batch.advantages, algorithm, batch.sequence_index
+        batch.regions,
+        inputs.corrected_weights,
+        inputs.old_log_probs,
+        log_probs,
+        batch.advantages,
+        session.config.algorithm,
+        batch.sequence_index,
     )
     dist.all_reduce(totals, group=session.parallel.dp_group)
     return region_metrics(totals)
 
 
 def token_vectors(
-    session: Session, batch: Batch, entropy: Tensor, old_log_probs: Tensor, log_probs: Tensor, weights: Tensor
+    session: Session, batch: Batch, old: TokenStats, inputs: LossInputs, log_probs: Tensor
 ) -> dict[int, dict[str, list]]:
     """What the dump tells of every token, by the answer's number among those trained on. All answers' on rank 0."""
     ratio_of = (session.config.algorithm, batch.sequence_index)
     vectors = {
         "regions": batch.regions,
-        "entropy": entropy,
-        "weights": weights,
-        "ratio": token_ratios(old_log_probs, log_probs, *ratio_of),
-        "clipped": clipped_tokens(old_log_probs, log_probs, batch.advantages, *ratio_of),
+        "entropy": old.entropy,
+        "weights": inputs.weights,
+        "importance": inputs.importance,
+        "ratio": token_ratios(old.log_probs, log_probs, *ratio_of),
+        "clipped": clipped_tokens(old.log_probs, log_probs, batch.advantages, *ratio_of),
     }
     parts = {name: vector.cpu().split(batch.lengths) for name, vector in vectors.items()}
     mine = {

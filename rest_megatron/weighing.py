@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.actor import TokenStats
+from rest_megatron.answers import turns
 from rest_megatron.batch import Batch, make_batch
 from rest_megatron.collecting import Experience
 from rest_megatron.config.schema import WeightsConfig
@@ -54,7 +55,7 @@ class StepWeights:
     """The weights of one step. Means per region are [4] in the order of `Region`, nan for an absent one."""
 
     tokens: Tensor
-    """[T] float32: weight of each of this rank's response tokens, mean 1 in every answer (rule reference: over those
+    """[T] float32: weight of each of this rank's sampled tokens, mean 1 in every answer (rule reference: over those
     above 0); all 0 in an answer of which nothing is used."""
     means: dict[str, Tensor]
     """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
@@ -159,6 +160,7 @@ def _region_means(
 
 
 def _reference(batch: Batch, step: int, token_table: Sequence[bytes]) -> Tensor:
-    pieces = ([token_table[token] for token in t.response_ids] for t in batch.trajectories)
+    answers = ((t.response_ids, turn) for t in batch.trajectories for turn in turns(t.response_ids, t.response_mask))
+    pieces = ([token_table[token] for token in ids[turn]] for ids, turn in answers)
     weights = [weight for own in pieces for weight in reference_weights(own, step=step)]
     return torch.tensor(weights, dtype=torch.float32, device=batch.regions.device)

@@ -72,7 +72,7 @@ class Answers:
 
     def select(self, sequences: list[int]) -> "Answers":
         """Some of the trajectories, in this order, with their values."""
-        starts = torch.tensor([0] + [len(t.response_ids) for t in self.trajectories]).cumsum(0).tolist()
+        starts = torch.tensor([0] + [t.num_targets for t in self.trajectories]).cumsum(0).tolist()
         index = torch.tensor([k for i in sequences for k in range(starts[i], starts[i + 1])], dtype=torch.int64)
         return Answers(
             [self.trajectories[i] for i in sequences],
@@ -82,8 +82,11 @@ class Answers:
         )
 
 
-def make_answers(count: int = 16, seed: int = 1) -> Answers:
-    """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's."""
+def make_answers(count: int = 16, seed: int = 1, masked: bool = False) -> Answers:
+    """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's.
+
+    masked: the second third of each response is no target, and the second trajectory has none at all.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -93,13 +96,20 @@ def make_answers(count: int = 16, seed: int = 1) -> Answers:
         Trajectory(*(torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in (draw(3, 12), draw(1, 20))))
         for _ in range(count)
     ]
-    tokens = sum(len(t.response_ids) for t in trajectories)
+    if masked:
+        trajectories = [t._replace(response_mask=_middle(len(t.response_ids))) for t in trajectories]
+        trajectories[1] = trajectories[1]._replace(response_mask=[False] * len(trajectories[1].response_ids))
+    tokens = sum(t.num_targets for t in trajectories)
     return Answers(
         trajectories,
         old_log_probs=-6.2 + 0.8 * torch.randn(tokens, generator=generator),
         advantages=torch.randn(tokens, generator=generator),
         loss_weights=torch.rand(tokens, generator=generator) / tokens,
     )
+
+
+def _middle(length: int) -> list[bool]:
+    return [not length // 3 <= i < 2 * length // 3 for i in range(length)]
 
 
 @dataclass(frozen=True)
@@ -115,10 +125,11 @@ class Oracle:
 
 
 def response_logits(model, trajectories) -> Tensor:
-    """Logits [tokens, vocab] that predict the response tokens, one sequence at a time; bf16 ones widened to fp32."""
+    """Logits [tokens, vocab] that predict the target tokens, one sequence at a time; bf16 ones widened to fp32."""
     logits = []
-    for prompt, response in trajectories:
+    for prompt, response, mask in trajectories:
         out = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        out = out[torch.tensor(mask or [True] * len(response))]
         logits.append(out.float() if out.dtype == torch.bfloat16 else out)
     return torch.cat(logits)
 
@@ -129,7 +140,7 @@ def policy_loss(logits: Tensor, answers: Answers, clip: float = 0.2) -> tuple[Te
     Returns the loss, and log-probs and entropies of the response tokens.
     """
     table = logits.log_softmax(-1)
-    labels = torch.tensor([token for t in answers.trajectories for token in t.response_ids])
+    labels = torch.tensor([t.response_ids[i] for t in answers.trajectories for i in t.target_positions])
     log_probs = table.gather(1, labels.unsqueeze(1)).squeeze(1)
     ratio = (log_probs - answers.old_log_probs.to(log_probs.dtype)).exp()
     advantages = answers.advantages.to(log_probs.dtype)

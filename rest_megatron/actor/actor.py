@@ -29,10 +29,10 @@ _KERNEL_NAMES = {"clip_fraction": "clipped", "clip_fraction_low": "clipped_low"}
 
 
 class TokenStats(NamedTuple):
-    """Flat float32 vectors over response tokens, under the weights that were asked."""
+    """Flat float32 vectors over target tokens, under the weights that were asked."""
 
     log_probs: Tensor
-    """Of the sampled token, at the rollout's temperature."""
+    """Of the token itself, at the rollout's temperature."""
     entropy: Tensor
     collision: Tensor
     """sum_v p_v^2."""
@@ -74,9 +74,9 @@ class Actor:
         self.version = 0
 
     def log_probs(self, trajectories: Sequence[Trajectory]) -> TokenStats:
-        """Statistics of this data-parallel rank's response tokens under the current weights, without gradient."""
+        """Statistics of this data-parallel rank's target tokens under the current weights, without gradient."""
         self.policy.eval()
-        num_tokens = sum(len(t.response_ids) for t in trajectories)
+        num_tokens = sum(t.num_targets for t in trajectories)
         stats = torch.zeros(len(TokenStats._fields), num_tokens, device=self.parallel.device)
         with torch.no_grad():
             for index, values in self.run(trajectories, self._token_stats, forward_only=True):
@@ -103,7 +103,7 @@ class Actor:
         self.zero.skip(count)
 
     def supervised_step(self, trajectories: Sequence[Trajectory], num_tokens_global: int) -> dict[str, float]:
-        """One optimizer step on -log p, averaged over `num_tokens_global` response tokens of all ranks."""
+        """One optimizer step on -log p, averaged over `num_tokens_global` target tokens of all ranks."""
         return self._step(trajectories, partial(self._supervised_loss, num_tokens_global), SUPERVISED_SUMS)[0]
 
     def export(self, directory: Path, chat_template: str | None = None) -> None:

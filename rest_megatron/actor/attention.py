@@ -94,7 +94,8 @@ class CoreAttention(nn.Module):
 
         Packed: query [t, heads, dim], key and value [t, groups, dim] -> [t, heads * dim], causal per sequence.
         Batched: [s, b, heads, dim] -> [s, b, heads * dim]; attention_mask [b, 1, s, keys] is True where a query
-        may look (the opposite of Megatron's convention: only the sampler passes one); None means causal.
+        may look (the opposite of Megatron's convention: only the sampler passes one), or added to the scores; None
+        means causal.
         """
         if packed_seq_params is not None:
             return self._packed(query, key, value, packed_seq_params.lengths)
@@ -111,6 +112,12 @@ class CoreAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, heads, q, dim] x [b, groups, k, dim] -> [b, heads, q, dim]."""
+        if mask is not None and query.shape[2] == 1:
+            # One new token: the heads of a group attend as if they were positions, so each key is read only once.
+            folded = query.reshape(*key.shape[:2], -1, query.shape[3])
+            return F.scaled_dot_product_attention(
+                folded, key, value, attn_mask=mask.expand(-1, -1, folded.shape[2], -1), scale=self.softmax_scale
+            ).reshape(query.shape)
         if mask is not None and query.is_cuda and query.shape[1] != key.shape[1]:
             # CUDA's memory-efficient kernel takes a mask or grouped heads, not both; the fallback stores all scores.
             repeats = query.shape[1] // key.shape[1]

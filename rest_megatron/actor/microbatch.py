@@ -1,7 +1,8 @@
 """Packing of variable-length answers into micro-batches.
 
-Per-token streams (log-probs, advantages, weights) are flat vectors over the response tokens of a list of
-trajectories, in list order. A micro-batch knows which of its rows predict which entries of those vectors.
+Per-token streams (log-probs, advantages, weights) are flat vectors over the target tokens of a list of trajectories,
+in list order: those of its response ids that the policy gave, or shall learn to give. A micro-batch knows which of its
+rows predict which entries of those vectors.
 """
 
 from collections.abc import Sequence
@@ -17,19 +18,35 @@ IGNORE_INDEX = -100
 
 
 class Trajectory(NamedTuple):
-    """Prompt and sampled (or demonstrated) token ids of one answer."""
+    """Token ids of one answer, sampled or demonstrated."""
 
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
+    """Everything after the prompt; the answers of tools between turns included."""
+    response_mask: Sequence[bool] = ()
+    """Which response ids are targets; empty: all."""
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and response."""
+        """Tokens of prompt and response, targets or not: all take memory."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def target_positions(self) -> Sequence[int]:
+        """Where the targets lie among the response ids, ascending. Raises ValueError for a mask of another length."""
+        if not self.response_mask:
+            return range(len(self.response_ids))
+        pairs = zip(range(len(self.response_ids)), self.response_mask, strict=True)
+        return [i for i, wanted in pairs if wanted]
+
+    @property
+    def num_targets(self) -> int:
+        """How many entries of a flat vector are this trajectory's; 0 when all is masked."""
+        return len(self.target_positions)
 
 
 class PolicyStreams(NamedTuple):
-    """What the policy loss reads besides tokens: flat float32 vectors over this rank's response tokens.
+    """What the policy loss reads besides tokens: flat float32 vectors over this rank's target tokens.
 
     `loss_weights` already hold mask, token weight and the GLOBAL normaliser. Entries of a token that weighs 0 are not
     read. ref_log_probs: needed when algorithm.kl_coef > 0.
@@ -47,14 +64,14 @@ class PolicyStreams(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack. t tokens, of which n rows predict a response token."""
+    """One pack. t tokens, of which n rows predict a target token."""
 
     tokens: Tensor
     """[1, t] int64."""
     labels: Tensor
-    """[t] int64: the next token where it is a response token, else IGNORE_INDEX."""
+    """[t] int64: the next token where it is a target, else IGNORE_INDEX."""
     rows: Tensor
-    """[n] int64: rows of the pack that predict a response token."""
+    """[n] int64: rows of the pack that predict a target token."""
     index: Tensor
     """[n] int64: where those tokens lie in the flat vectors."""
     sequence_index: Tensor
@@ -117,7 +134,7 @@ def micro_batches(
     Token counts are padded to `multiple_of` (sequence parallelism cuts them), and with `same_length` to the longest
     bin's (pipeline stages then exchange tensors of one known shape). Padding is a sequence of its own.
     """
-    starts = torch.tensor([0] + [len(t.response_ids) for t in trajectories]).cumsum(0).tolist()
+    starts = torch.tensor([0] + [t.num_targets for t in trajectories]).cumsum(0).tolist()
     sizes = [max(1, sum(trajectories[i].length for i in bin)) for bin in bins]
     sizes = [-(-size // multiple_of) * multiple_of for size in sizes]
     if same_length:
@@ -129,11 +146,12 @@ def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, dev
     tokens: list[int] = []
     lengths, rows, index, sequence_index = [], [], [], []
     for i in bin:
-        prompt_ids, response_ids = trajectories[i]
+        prompt_ids, response_ids, _ = trajectories[i]
         first = len(tokens) + len(prompt_ids) - 1
-        rows += range(first, first + len(response_ids))
+        targets = [first + position for position in trajectories[i].target_positions]
+        rows += targets
         index += range(starts[i], starts[i + 1])
-        sequence_index += [len(lengths)] * len(response_ids)
+        sequence_index += [len(lengths)] * len(targets)
         tokens += [*prompt_ids, *response_ids]
         lengths.append(trajectories[i].length)
     if len(tokens) < size:

@@ -163,7 +163,7 @@ class Chunk(GPTModel):
         return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
     def decode(self, token_ids: Tensor, hidden: Tensor | None, positions: Tensor, attention_mask: Tensor) -> Tensor:
-        """One sampling forward. token_ids, positions [b, s]; attention_mask [b, 1, s, keys], True = visible.
+        """One sampling forward. token_ids, positions [b, s]; attention_mask [b, 1, s, keys], True = visible, or added.
 
         Returns hidden states [s, b, h] for the next stage, or logits [1, b, vocab / TP] of the last position.
         """

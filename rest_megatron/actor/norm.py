@@ -14,10 +14,9 @@ class _RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        out, rstd = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return weight * (wide * rstd).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -47,4 +46,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of x [..., hidden_size]; same dtype out."""
+        if not torch.is_grad_enabled():
+            return _normalise(x, self.weight, self.eps)[0]
         return _RMSNormFunction.apply(x, self.weight, self.eps)
+
+
+def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The output and rstd."""
+    wide = x.float()
+    rstd = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return weight * (wide * rstd).to(x.dtype), rstd

@@ -101,6 +101,24 @@ class Parallel:
             raise outcome
         return outcome
 
+    def on_all(self, function: Callable[[], Any]) -> list[Any]:
+        """The picklable value of every rank's `function()`, in rank order, on all ranks; a RestError is raised on all.
+
+        For work that one rank alone may fail in: nobody waits for a rank that has given up.
+        """
+        try:
+            outcome = function()
+        except RestError as error:
+            outcome = error
+        outcomes = [outcome]
+        if self.world_size > 1:
+            outcomes = [None] * self.world_size
+            dist.all_gather_object(outcomes, outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, RestError):
+                raise outcome
+        return outcomes
+
     def gather_to_main(self, value: Any) -> list[Any]:
         """On rank 0 the picklable `value` of each data-parallel rank with the same shard; [] on every other rank."""
         if self.dp_size == 1:

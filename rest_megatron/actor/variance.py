@@ -77,7 +77,7 @@ def gradient_variance(
     """
     if num_groups < 2:
         return GradientVariance(math.nan, math.nan, (math.nan,) * num_groups)
-    lengths = torch.tensor([len(t.response_ids) for t in trajectories], dtype=torch.int64)
+    lengths = torch.tensor([t.num_targets for t in trajectories], dtype=torch.int64)
     token_groups = torch.tensor(group_index, dtype=torch.int64).repeat_interleave(lengths)
     total: list[Tensor] = []
     squares: list[float] = []

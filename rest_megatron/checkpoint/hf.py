@@ -1,26 +1,25 @@
 """Hugging Face safetensors into this rank's shards, and back, slice by slice.
 
-Loading reads only this rank's slices. Export gathers one tensor at a time over the tensor-parallel group, cuts each
-pipeline stage's tensors into files, and moves the finished directory into place in one rename.
+Loading reads only this rank's slices. Export writes each pipeline stage's tensors (`stage.py`), and moves the finished
+directory into place in one rename.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
-from rest_megatron.checkpoint.mapping import Piece, expected_tensors, kv_groups, mapped_parameters, merge, split
+from rest_megatron.checkpoint.mapping import Piece, expected_tensors, kv_groups, mapped_parameters, merge, mismatch
+from rest_megatron.checkpoint.stage import Planned, file_plan, write_stage
 from rest_megatron.config.schema import ModelConfig
 from rest_megatron.errors import CheckpointError
 
@@ -109,26 +108,11 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTrainedConfig) -> None:
-    expected = expected_tensors(hf)
     ignorable = {"lm_head.weight"} if hf.tie_word_embeddings else set()
-    missing = [name for name in expected if name not in found]
-    unknown = [
-        name
-        for name in found
-        if name not in expected and name not in ignorable and not name.endswith("rotary_emb.inv_freq")
-    ]
-    wrong = [
-        f"{name} is {found[name]}, config.json wants {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    for what, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", wrong)):
-        if names:
-            shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
-            raise CheckpointError(
-                f"{directory} {what} tensors ({len(names)} of {len(expected)}): {shown}. "
-                "The weights and config.json must belong to the same model"
-            )
+    kept = {n: s for n, s in found.items() if n not in ignorable and not n.endswith("rotary_emb.inv_freq")}
+    problem = mismatch(kept, expected_tensors(hf))
+    if problem:
+        raise CheckpointError(f"{directory} {problem}. The weights and config.json must belong to the same model")
 
 
 @torch.no_grad()
@@ -144,32 +128,6 @@ def load_weights(policy: Policy, source: WeightSource, parallel: Parallel) -> No
         mapped.parameter.tensor_model_parallel = mapped.dim is not None
 
 
-@torch.no_grad()
-def gather_tensors(
-    policy: Policy, parallel: Parallel, value_of: Callable[[torch.nn.Parameter], Tensor]
-) -> Iterator[tuple[str, Tensor | None]]:
-    """Whole Hugging Face tensors of this pipeline stage, one at a time: (name, tensor on the CPU).
-
-    `value_of` gives what to export of a parameter: its data, or its gradient. Collective over the tensor-parallel
-    group; ranks other than its first get None. The copy of a tied embedding is left out.
-    """
-    groups = kv_groups(policy.hf, parallel)
-    for mapped in mapped_parameters(policy):
-        if mapped.is_copy:
-            continue
-        local = value_of(mapped.parameter).reshape(mapped.parameter.shape)
-        for piece, shard in zip(mapped.pieces, split(local, mapped.pieces, groups, parallel.tp_size), strict=True):
-            yield piece.name, _gather(shard, piece.dim, parallel)
-
-
-def _gather(shard: Tensor, dim: int | None, parallel: Parallel) -> Tensor | None:
-    if dim is None or parallel.tp_size == 1:
-        return shard.cpu() if parallel.tp_rank == 0 else None
-    shards = [torch.empty_like(shard) for _ in range(parallel.tp_size)]
-    dist.all_gather(shards, shard, group=parallel.tp_group)
-    return torch.cat(shards, dim=dim).cpu() if parallel.tp_rank == 0 else None
-
-
 def export(
     policy: Policy, parallel: Parallel, directory: Path, model_path: Path, chat_template: str | None = None
 ) -> None:
@@ -183,10 +141,8 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    plan = _file_plan(policy, parallel)
-    if parallel.dp_rank == 0:
-        _write_stage(policy, parallel, partial, plan)
-    dist.barrier()
+    plan = file_plan(policy, parallel, MAX_FILE_BYTES)
+    parallel.on_all(lambda: write_stage(policy, parallel, partial, plan) if parallel.dp_rank == 0 else None)
     if parallel.rank == 0:
         _write_index(partial, plan)
         _copy_companions(policy.hf, model_path, partial)
@@ -206,64 +162,10 @@ def _replace(directory: Path, complete: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _file_plan(policy: Policy, parallel: Parallel) -> dict[str, tuple[str, int]]:
-    """Tensor name -> (file, bytes), the same on every rank."""
-    local: list[tuple[str, int]] = []
-    for mapped in mapped_parameters(policy):
-        if not mapped.is_copy:
-            width = mapped.parameter.element_size()
-            local += [(piece.name, width * torch.Size(piece.shape).numel()) for piece in mapped.pieces]
-    stages: list = [local]
-    if parallel.pp_size > 1:
-        stages = [None] * parallel.pp_size
-        dist.all_gather_object(stages, local, group=parallel.pp_group)
-    files: list[list[tuple[str, int]]] = []
-    for stage in stages:
-        room = 0
-        for name, size in stage:
-            if size > room:
-                files.append([])
-                room = MAX_FILE_BYTES
-            files[-1].append((name, size))
-            room -= size
-    count = len(files)
-    label = (
-        (lambda i: "model.safetensors") if count == 1 else (lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors")
-    )
-    return {name: (label(i), size) for i, file in enumerate(files) for name, size in file}
-
-
-def _write_stage(policy: Policy, parallel: Parallel, directory: Path, plan: dict[str, tuple[str, int]]) -> None:
-    """Write this stage's files, holding one file's tensors at a time (the plan follows the gather's order)."""
-    pending: dict[str, Tensor] = {}
-    current = None
-    for name, tensor in gather_tensors(policy, parallel, lambda parameter: parameter.data):
-        file = plan[name][0]
-        if file != current and pending:
-            _write_file(directory / current, pending)
-            pending = {}
-        current = file
-        if tensor is not None:
-            pending[name] = tensor
-    if pending:
-        _write_file(directory / current, pending)
-
-
-def _write_file(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error}. Check the space and the rights of its disk"
-        ) from error
-    # safetensors makes its files private; what may be listed in the directory may be read.
-    path.chmod(path.parent.stat().st_mode & 0o666)
-
-
-def _write_index(directory: Path, plan: dict[str, tuple[str, int]]) -> None:
-    weight_map = {name: file for name, (file, _) in plan.items()}
+def _write_index(directory: Path, plan: dict[str, Planned]) -> None:
+    weight_map = {name: planned.file for name, planned in plan.items()}
     if len(set(weight_map.values())) > 1:
-        total = sum(size for _, size in plan.values())
+        total = sum(planned.size for planned in plan.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
 

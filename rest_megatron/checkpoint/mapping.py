@@ -5,7 +5,7 @@ one dimension. The same correspondence loads weights, exports them, and compares
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -135,3 +135,19 @@ def expected_tensors(hf: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     for number in range(hf.num_hidden_layers):
         pieces += [piece for name in layer for piece in pieces_of(f"decoder.layers.{number}.{name}", hf, number)]
     return {piece.name: piece.shape for piece in pieces}
+
+
+def mismatch(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with the names and shapes of tensors, such as "lacks tensors (1 of 40): lm_head.weight"; or ""."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} is {found[name]}, config.json wants {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    for what, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", wrong)):
+        if names:
+            shown = "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+            return f"{what} tensors ({len(names)} of {len(expected)}): {shown}"
+    return ""

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rest_megatron.config.check_debug import check_debug
+from rest_megatron.config.check_dialogue import check_dialogue
 from rest_megatron.config.check_method import check_method
+from rest_megatron.config.check_rollout import check_rollout, check_server_files
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.megatron import check_megatron_fields
 from rest_megatron.config.refuse import refuse, value_of
@@ -39,6 +42,7 @@ def check_run(config: Config, world_size: int) -> None:
     parallel = config.parallel
     cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     engine_config(config, data_parallel_size=world_size // cut)
+    check_server_files(config)
     check_model_files(config)
     check_model(config, read_model_config(config))
 
@@ -47,6 +51,9 @@ def check_settings(config: Config) -> None:
     """Rules between keys. Raises ConfigError."""
     rollout, train, data = config.rollout, config.train, config.data
     check_method(config)
+    check_dialogue(config)
+    check_rollout(config)
+    check_debug(config)
     if train.eval_interval and data.eval is None:
         refuse(config, "train.eval_interval", "needs held-out prompts, but data.eval is null", "Set data.eval")
     answers = rollout.prompts_per_step * rollout.group_size

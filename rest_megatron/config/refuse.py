@@ -2,6 +2,7 @@
 
 from typing import Any, NoReturn
 
+from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
 
@@ -15,6 +16,6 @@ def value_of(config: Config, key: str) -> Any:
 
 def refuse(config: Config, key: str, rule: str, fix: str) -> NoReturn:
     """Raises ConfigError: "key=value rule   (where it was set)" and the fix on a line of its own."""
-    value = str(value_of(config, key))
+    value = str(redact(value_of(config, key), key))
     shown = value.lower() if value in ("True", "False") else value
     raise ConfigError(f"{key}={shown} {rule}   ({config.where(key)})\n  {fix}")

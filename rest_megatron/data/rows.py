@@ -1,7 +1,7 @@
 """Rows of a .parquet, .jsonl or .json file, parsed one by one; bad rows are reported together."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,7 +104,7 @@ def first_faults(faults: Sequence[str]) -> list[str]:
     return lines + [f"  and {more} more"] if more > 0 else lines
 
 
-def field(row: dict, name: str, kind: type) -> object:
+def field(row: Mapping, name: str, kind: type) -> object:
     """Return `row[name]`; BadRow when it is missing (or null) or not a `kind`."""
     value = row.get(name)
     if value is None:
@@ -112,6 +112,21 @@ def field(row: dict, name: str, kind: type) -> object:
     if not isinstance(value, kind):
         raise BadRow(f"field {name!r} is {describe(value)}, must be a {kind.__name__}")
     return value
+
+
+def vector(row: Mapping, name: str, kinds: tuple[type, ...], said: str, length: int | None) -> list:
+    """Return the list `row[name]`; BadRow when it is missing, has other than `length` entries or one not of `kinds`.
+
+    said: what the entries must be, for the message. length: the number of the row's ids; None: any.
+    """
+    values = field(row, name, list)
+    # Exact types: True is no token id.
+    wrong = [value for value in values if type(value) not in kinds]
+    if wrong:
+        raise BadRow(f"field {name!r} holds {describe(wrong[0])}, must be a list of {said}")
+    if length is not None and len(values) != length:
+        raise BadRow(f"field {name!r} has {len(values)} entries for {length} ids, must have one per token")
+    return values
 
 
 def text(row: dict, name: str) -> str:

@@ -29,6 +29,7 @@ def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str
     seed = session.config.run.seed
     session.rollout.publish(session.actor.version)
     groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
+    session.rollout.sleep()
     scores = score_groups(
         groups,
         prompts,

@@ -1,4 +1,7 @@
-"""Alarms for two ways in which a run goes wrong quietly: answers that grow short, and format without correctness."""
+"""Alarms for ways in which a run goes wrong quietly.
+
+Answers that grow short, format without correctness, and an engine that samples from another policy than the actor's.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,7 @@ from statistics import fmean, stdev
 from rest_megatron.config.schema import AlarmsConfig
 from rest_megatron.reward.score import ACCURACY_PARTS
 
-SHORT, HACKING = "short_answers", "format_hacking"
+SHORT, HACKING, MISMATCH = "short_answers", "format_hacking", "mismatch"
 LENGTH = ("rollout/length",)
 FORMAT = ("reward/format",)
 ACCURACY = tuple(f"reward/{name}" for name in ACCURACY_PARTS if name != "exact")
@@ -40,6 +43,8 @@ class Alarms:
     (name, parameter names, parameter values) is below alarms.correctness_low, and it has not risen for alarms.window
     steps. A rise is a mean above that of the last rise by more than 0.002 alarms.window. While the alarm lasts, it is
     one above the best of all by as much and by three standard errors of the window's mean, which noise seldom is.
+    mismatch: the mean |log-prob difference| between actor and engine over the step's tokens is above
+    alarms.max_mismatch.
     A step that lacks a metric of an alarm, as with a reward of the user's own, leaves that alarm as it is.
     """
 
@@ -49,12 +54,13 @@ class Alarms:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """alarm/short_answers and alarm/format_hacking: 1 while the alarm lasts, else 0."""
-        return {f"alarm/{name}": float(name in self._state.active) for name in (SHORT, HACKING)}
+        """alarm/short_answers, alarm/format_hacking and alarm/mismatch: 1 while the alarm lasts, else 0."""
+        return {f"alarm/{name}": float(name in self._state.active) for name in (SHORT, HACKING, MISMATCH)}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take the metrics of one step, counted from 1; returns a message for each alarm that begins or ends."""
-        return [*self._watch_length(step, metrics), *self._watch_format(step, metrics)]
+        watches = (self._watch_length, self._watch_format, self._watch_mismatch)
+        return [message for watch in watches for message in watch(step, metrics)]
 
     def to_dict(self) -> dict:
         """The state as plain JSON."""
@@ -116,6 +122,24 @@ class Alarms:
             f"  Read rollouts/step-{step}.jsonl for well-formed answers that are wrong. Check that the format alone "
             "does not earn most of the reward; raise weights.alpha_format, or start from a better supervised model",
             ends=f"alarm ends at step {step}: no longer format without correctness: {numbers}",
+        )
+
+    def _watch_mismatch(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        limit, mean = self._settings.max_mismatch, metrics.get("mismatch/mean", math.nan)
+        if limit == 0 or math.isnan(mean):
+            return []
+        numbers = f"mean |log-prob difference| {mean:.2g}, {'above' if mean > limit else 'at most'} {limit:g}"
+        return self._switch(
+            MISMATCH,
+            mean > limit,
+            begins=f"alarm at step {step}: actor and engine disagree: {numbers} (alarms.max_mismatch); largest "
+            f"{metrics.get('mismatch/max', math.nan):.2g}, answers of weight version "
+            f"{metrics.get('rollout/weight_version', math.nan):.0f}, "
+            f"{metrics.get('rollout/weight_lag', math.nan):.0f} optimizer steps behind\n"
+            "  Rounding gives about 1e-6 in float32 and 0.02 in bfloat16, a stale or incomplete weight sync 0.2 and "
+            "more. Check that the server runs model.dtype and returns processed log-probs at rollout.temperature, and "
+            "that no steps lie between; lower rollout.probe_tolerance to stop at the sync that goes wrong",
+            ends=f"alarm ends at step {step}: actor and engine agree again: {numbers}",
         )
 
     def _push(self, values: list[float], value: float) -> bool:

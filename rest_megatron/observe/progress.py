@@ -10,21 +10,28 @@ from typing import TextIO
 
 from rest_megatron.config.schema import Config
 
-# Label, metric, format; a metric that a step does not have, or that is not a number, is left out.
+# Label, metric, format; a metric that a step does not have, or that is not a number, is left out. The last ones are cut
+# off on a narrow terminal.
 COLUMNS = (
     ("reward", "reward/mean", "{:.3f}"),
     ("format", "reward/format", "{:.2f}"),
     ("exact", "reward/exact", "{:.2f}"),
-    ("loss", "actor/loss", "{:.4f}"),
+    ("len", "rollout/length", "{:.0f}"),
+    ("mismatch", "mismatch/mean", "{:.1e}"),
+    ("v", "rollout/weight_version", "{:.0f}"),
+    ("gnorm", "actor/grad_norm", "{:.3g}"),
+    ("tok/s", "rollout/tokens_per_second", "{:.0f}"),
     ("H format", "entropy/format", "{:.3f}"),
     ("name", "entropy/tool_name", "{:.3f}"),
     ("params", "entropy/parameters", "{:.3f}"),
     ("cot", "entropy/cot", "{:.3f}"),
-    ("len", "rollout/length", "{:.0f}"),
-    ("tok/s", "rollout/tokens_per_second", "{:.0f}"),
-    ("gnorm", "actor/grad_norm", "{:.3g}"),
+    ("loss", "actor/loss", "{:.4f}"),
 )
-ALARMS = (("SHORT ANSWERS", "alarm/short_answers"), ("FORMAT HACKING", "alarm/format_hacking"))
+ALARMS = (
+    ("SHORT ANSWERS", "alarm/short_answers"),
+    ("FORMAT HACKING", "alarm/format_hacking"),
+    ("MISMATCH", "alarm/mismatch"),
+)
 # Control, format (bidirectional, zero-width), surrogate, private and unassigned characters.
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
 
@@ -38,15 +45,15 @@ def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: 
     """The line of one step; remaining: estimated seconds to the end, None when unknown.
 
     What was not measured, a missing metric or NaN, is left out; an infinite gradient norm is shown. Alarms that last
-    come before the metrics, where a narrow terminal shows them.
+    and the times come before the metrics, where a narrow terminal shows them.
     """
     parts = [f"step {step:>{len(str(total))}}/{total}", *(label for label, name in ALARMS if metrics.get(name))]
-    shown = [(label, text, metrics.get(name, math.nan)) for label, name, text in COLUMNS]
-    parts += [f"{label} {text.format(value)}" for label, text, value in shown if not math.isnan(value)]
     if "time/step" in metrics:
         parts.append(f"{metrics['time/step']:.1f} s")
     if remaining is not None:
         parts.append(f"ETA {duration(remaining)}")
+    shown = [(label, text, metrics.get(name, math.nan)) for label, name, text in COLUMNS]
+    parts += [f"{label} {text.format(value)}" for label, text, value in shown if not math.isnan(value)]
     return "  ".join(parts)
 
 

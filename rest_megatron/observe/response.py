@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rest_megatron.data.rows import BadRow, describe, field
+from rest_megatron.data.rows import BadRow, describe, vector
 from rest_megatron.observe.progress import clean
 from rest_megatron.observe.regions import REGIONS
 
@@ -33,25 +33,45 @@ class Response:
 
 
 def read_response(row: Mapping, token_table: Sequence[bytes]) -> Response:
-    """The answer in a row.
+    """The answer in a row; of a dialogue, the ids that were sampled.
 
     Needs ids, weights and regions; the rest may be missing. token_table: the bytes of every token id.
     Raises BadRow for a field that is missing or malformed, and when the row's text is not what these ids spell.
     """
-    ids = _vector(row, "ids", (int,), "ints", None)
-    regions = _vector(row, "regions", (str,), "strings", len(ids))
-    weights = [_float(weight) for weight in _vector(row, "weights", _NUMBER, "numbers", len(ids))]
+    ids = vector(row, "ids", (int,), "ints", None)
     if not ids:
         raise BadRow("field 'ids' holds no tokens")
+    pieces = _pieces(row, ids, token_table)
+    mask = read_mask(row, len(ids))
+    if mask:
+        row = _sampled(dict(row) | {"pieces": pieces}, mask)
+        ids, pieces = row["ids"], row["pieces"]
+    regions = vector(row, "regions", (str,), "strings", len(ids))
+    weights = [_float(weight) for weight in vector(row, "weights", _NUMBER, "numbers", len(ids))]
     unknown = next((name for name in regions if name not in REGIONS), None)
     if unknown is not None:
         raise BadRow(f"field 'regions' holds {describe(unknown)}, must be of {', '.join(REGIONS)}")
     if not all(0 <= weight <= _LARGEST_FLOAT32 for weight in weights):
         raise BadRow("field 'weights' holds a number that is negative or not finite as a float32")
-    pieces = _pieces(row, ids, token_table)
     measures = {name: _measure(row, name, len(ids)) for name in MEASURES if row.get(name) is not None}
     texts = [visible(piece) or f"⟨{i}⟩" for i, piece in zip(ids, pieces, strict=True)]
     return Response(ids, texts, pieces, regions, weights, measures, _facts(row))
+
+
+def read_mask(row: Mapping, length: int) -> list[bool]:
+    """Whether each of the row's ids was sampled; [] when the row does not tell, because all were. Raises BadRow."""
+    if row.get("response_mask") is None:
+        return []
+    mask = vector(row, "response_mask", (bool,), "bools", length)
+    if not any(mask):
+        raise BadRow("field 'response_mask' marks no id as sampled")
+    return mask
+
+
+def _sampled(row: dict, mask: Sequence[bool]) -> dict:
+    """The row, of every list with an entry for each id those of the sampled ones."""
+    whole = {name: values for name, values in row.items() if isinstance(values, list) and len(values) == len(mask)}
+    return row | {name: [v for v, own in zip(values, mask, strict=True) if own] for name, values in whole.items()}
 
 
 def visible(piece: bytes) -> str:
@@ -85,7 +105,7 @@ def _pieces(row: Mapping, ids: Sequence[int], token_table: Sequence[bytes]) -> l
 
 def _measure(row: Mapping, name: str, length: int) -> list[float]:
     kinds, said = ((bool,), "bools") if name == "clipped" else (_NUMBER, "numbers")
-    values = _vector(row, name, (*kinds, type(None)), said, length)
+    values = vector(row, name, (*kinds, type(None)), said, length)
     return [math.nan if value is None else _float(value) for value in values]
 
 
@@ -95,18 +115,6 @@ def _float(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf
-
-
-def _vector(row: Mapping, name: str, kinds: tuple[type, ...], said: str, length: int | None) -> list:
-    """The list `row[name]` of `kinds`, called `said` in the message; BadRow when it is not one or of another length."""
-    values = field(row, name, list)
-    # Exact types: True is no token id.
-    wrong = [value for value in values if type(value) not in kinds]
-    if wrong:
-        raise BadRow(f"field {name!r} holds {describe(wrong[0])}, must be a list of {said}")
-    if length is not None and len(values) != length:
-        raise BadRow(f"field {name!r} has {len(values)} entries for {length} ids, must have one per token")
-    return values
 
 
 def _facts(row: Mapping) -> dict[str, str]:

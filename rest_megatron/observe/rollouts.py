@@ -1,15 +1,12 @@
 """What a step's answers look like: their metrics, and a dump of every one."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TextIO
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.answers import answer_bytes, think_open
 from rest_megatron.collecting import Experience
 from rest_megatron.data.prompts import Prompt
@@ -20,33 +17,28 @@ from rest_megatron.rollout.engine import Sample
 
 
 def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """Mean length in tokens, and the share of answers that ended by themselves."""
+    """Mean number of sampled tokens, and the share of answers that ended by themselves."""
     return {
-        "rollout/length": fmean(len(s.token_ids) for s in samples),
+        "rollout/length": fmean(s.num_sampled for s in samples),
         "rollout/stopped": fmean(s.finish_reason == "stop" for s in samples),
     }
 
 
 def rollout_metrics(experience: Experience) -> dict[str, float]:
-    """Length and end of the answers, speed of sampling, groups that teach nothing, and groups trained on."""
+    """Length and end of the answers, speed of sampling, groups that teach nothing, and groups trained on.
+
+    Answers of an earlier run took no time, and have no speed.
+    """
     samples = [sample for group in experience.groups for sample in group]
-    return length_metrics(samples) | {
-        "rollout/tokens_per_second": sum(len(s.token_ids) for s in samples) / experience.seconds,
+    metrics = length_metrics(samples) | {
         "rollout/answers": float(len(samples)),
         "rollout/zero_variance_groups": float(zero_variance_groups(experience.totals).double().mean()),
         "rollout/groups_trained": float(experience.num_trained),
         "rollout/rounds": float(experience.rounds),
     }
-
-
-def log_prob_difference(log_probs: Tensor, rollout_log_probs: Tensor, parallel: Parallel) -> float:
-    """Largest |actor - engine| log-prob of a sampled token, over all ranks: both claim the same weights.
-
-    Both vectors are float32 over this rank's response tokens, of which there may be none.
-    """
-    difference = torch.cat([(log_probs - rollout_log_probs).abs(), log_probs.new_zeros(1)]).max()
-    dist.all_reduce(difference, op=dist.ReduceOp.MAX, group=parallel.dp_group)
-    return float(difference)
+    if experience.seconds:
+        metrics["rollout/tokens_per_second"] = sum(s.num_sampled for s in samples) / experience.seconds
+    return metrics
 
 
 def dump_rollouts(
@@ -58,15 +50,20 @@ def dump_rollouts(
 ) -> None:
     """Write every answer of a step with its score to run_dir/rollouts/step-N.jsonl, one row per answer.
 
-    vectors: what is known of each token of an answer, by the answer's number; nothing for one not trained on.
+    The rows hold all that a replay needs (`rest_megatron.replay`). vectors: what is known of each sampled token of an
+    answer, by the answer's number; nothing for one not trained on.
     """
     rows = answer_rows(experience.prompts, experience.groups, experience.scores, token_table)
+    samples = (sample for group in experience.groups for sample in group)
     advantages = experience.advantages.flatten().tolist()
+    num_trained = len(experience.trained)
     _write(
         run_dir / "rollouts" / f"step-{step}.jsonl",
         (
-            row | {"advantage": advantage} | _named_regions(vectors.get(number, {}))
-            for number, (row, advantage) in enumerate(zip(rows, advantages, strict=True))
+            row
+            | {"trained": number < num_trained, "rounds": experience.rounds, "advantage": advantage}
+            | {name: _spread(values, sample) for name, values in _named_regions(vectors.get(number, {})).items()}
+            for number, (row, sample, advantage) in enumerate(zip(rows, samples, advantages, strict=True))
         ),
     )
 
@@ -89,14 +86,24 @@ def answer_rows(
     scores: Sequence[Sequence[Score]],
     token_table: Sequence[bytes],
 ) -> Iterator[dict]:
-    """One row per answer, prompt after prompt: the prompt's row number, the answer and its score."""
+    """One row per answer, prompt after prompt: the prompt, the answer and its score.
+
+    The prompt's row number in data.train, its number of tokens and their `prompt_hash` tell it. response_mask: only
+    where not all ids were sampled.
+    """
     for prompt, group, own in zip(prompts, groups, scores, strict=True):
-        opened = think_open(prompt.token_ids, token_table)
+        told = {
+            "prompt": prompt.index,
+            "prompt_tokens": len(prompt.token_ids),
+            "prompt_hash": prompt_hash(prompt.token_ids),
+            "think_open": think_open(prompt.token_ids, token_table),
+        }
         for sample, score in zip(group, own, strict=True):
+            mask = {"response_mask": sample.response_mask} if sample.response_mask else {}
             yield {
-                "prompt": prompt.index,
-                "think_open": opened,
+                **told,
                 "ids": sample.token_ids,
+                **mask,
                 "log_probs": sample.log_probs,
                 "text": answer_bytes(sample, token_table).decode("utf-8", errors="replace"),
                 "finish_reason": sample.finish_reason,
@@ -109,10 +116,28 @@ def answer_rows(
             }
 
 
+def prompt_hash(token_ids: Sequence[int]) -> str:
+    """The first 16 hexadecimal digits of SHA-256 over the ids in decimal, with a blank between two."""
+    return hashlib.sha256(" ".join(map(str, token_ids)).encode()).hexdigest()[:16]
+
+
+def _spread(values: Sequence, sample: Sample) -> list:
+    """One value for each id, null where it was not sampled, from one for each sampled id."""
+    if not sample.response_mask:
+        return list(values)
+    own = iter(values)
+    return [next(own) if sampled else None for sampled in sample.response_mask]
+
+
+def write_rows(file: TextIO, rows: Iterable[dict]) -> None:
+    """Write each row as a line of JSON."""
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def _write(path: Path, rows: Iterable[dict]) -> None:
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        write_rows(file, rows)
 
 
 def _named_regions(vectors: Mapping[str, list]) -> dict[str, list]:

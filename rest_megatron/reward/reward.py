@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
 from rest_megatron.grammar import GRAMMARS, Grammar
-from rest_megatron.reward.custom import FunctionReward, load_function
+from rest_megatron.reward.custom import FunctionReward, load_reward
 from rest_megatron.reward.poster import poster_score
 from rest_megatron.reward.reference import ReferenceTruth, read_reference, reference_score
 from rest_megatron.reward.score import GroundTruth, Score, parse_ground_truth, score
@@ -92,7 +92,7 @@ def build_reward(config: Config) -> Reward:
     settings = config.reward
     if settings.function is not None:
         where = config.where("reward.function")
-        return FunctionReward(load_function(settings.function, where), f"reward.function={settings.function}")
+        return FunctionReward(load_reward(settings.function, where), f"reward.function={settings.function}")
     ramp, grammar = settings.ramp == "linear", GRAMMARS[config.data.answer_format]
     if settings.preset == "reference":
         if config.data.answer_format != "toolrl":

@@ -2,9 +2,12 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 NO_TOKEN = -1
+# Columns whose probabilities exist at once, few enough for a CPU's cache, and those that are summed up first.
+PART, BLOCK = 4096, 256
 
 
 def draw_tokens(
@@ -23,10 +26,9 @@ def draw_tokens(
         tokens [b] int64, global ids, and their log-probs [b] float64, equal on all ranks. A row whose logits hold no
         finite distribution gives NO_TOKEN.
     """
-    scaled = logits.float() / temperature
-    peak = scaled.amax(-1)
-    mass = (scaled - peak.unsqueeze(1)).exp().double()
-    peaks, sums = _gather(torch.stack([peak.double(), mass.sum(-1)]), tp_group)
+    peak = logits.amax(-1).float() / temperature
+    blocks = torch.cat([_block_masses(part, temperature, peak) for part in logits.split(PART, dim=1)], dim=1)
+    peaks, sums = _gather(torch.stack([peak.double(), blocks.sum(-1)]), tp_group)
     rank = 0 if tp_group is None else dist.get_rank(tp_group)
     top = peaks.amax(0)
     shares = torch.where(peaks == -torch.inf, 0.0, sums * (peaks - top).exp())
@@ -35,9 +37,13 @@ def draw_tokens(
     target = uniforms.double() * total
     owner = ((before <= target) & (shares > 0)).long().cumsum(0).argmax(0)
     local_target = (target - before[rank]) / (peak.double() - top).exp()
-    column = torch.searchsorted(mass.cumsum(-1), local_target.unsqueeze(1), right=True).squeeze(1)
-    column = torch.minimum(column, _last_nonzero(mass))
-    log_prob = scaled.gather(1, column.unsqueeze(1)).squeeze(1).double() - top - total.log()
+    block, left = _find(blocks, local_target)
+    columns = (block * BLOCK).unsqueeze(1) + torch.arange(BLOCK, device=logits.device)
+    outside = columns >= logits.shape[1]
+    chosen = logits.gather(1, columns.clamp(max=logits.shape[1] - 1)).masked_fill(outside, -torch.inf)
+    place, _ = _find(_mass(chosen, temperature, peak), left)
+    column = block * BLOCK + place
+    log_prob = (chosen.gather(1, place.unsqueeze(1)).squeeze(1).float() / temperature).double() - top - total.log()
     mine = (owner == rank) & torch.isfinite(total) & (total > 0)
     token = torch.where(mine, (column + rank * logits.shape[1]).double(), float(NO_TOKEN))
     choice = torch.stack([token, torch.where(mine, log_prob, -torch.inf)])
@@ -46,9 +52,26 @@ def draw_tokens(
     return choice[0].long(), choice[1]
 
 
-def _last_nonzero(mass: Tensor) -> Tensor:
-    """Highest column of each row that has any probability: rounding must not draw an impossible token."""
-    return mass.shape[1] - 1 - (mass > 0).flip(-1).long().argmax(-1)
+def _mass(logits: Tensor, temperature: float, peak: Tensor) -> Tensor:
+    """float64 [b, n]: the probabilities of some columns, times the same factor for all columns of a row."""
+    return (logits.float() / temperature).sub_(peak.unsqueeze(1)).exp_().double()
+
+
+def _block_masses(logits: Tensor, temperature: float, peak: Tensor) -> Tensor:
+    """float64 [b, n / BLOCK]: the sum of each BLOCK of columns of `_mass`; the last may be narrower."""
+    mass = F.pad(_mass(logits, temperature, peak), (0, -logits.shape[1] % BLOCK))
+    return mass.unflatten(1, (-1, BLOCK)).sum(-1)
+
+
+def _find(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The column [b] of mass [b, n] in which the cumulative sum passes target [b], and how far into it the target is.
+
+    A target that rounding put at the end, or beyond it, is just before it: an impossible token is never drawn.
+    """
+    ends = mass.cumsum(-1)
+    target = torch.minimum(target, torch.nextafter(ends[:, -1], torch.zeros_like(target))).unsqueeze(1)
+    column = torch.searchsorted(ends, target, right=True).clamp(max=mass.shape[1] - 1)
+    return column.squeeze(1), (target - (ends - mass).gather(1, column)).squeeze(1)
 
 
 def _gather(stats: Tensor, tp_group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

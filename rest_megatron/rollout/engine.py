@@ -21,6 +21,15 @@ class Sample:
     response_mask: tuple[bool, ...] = ()
     """Whether each id was sampled, where tools answered in between; empty: all were."""
 
+    def sampled(self, values: Sequence) -> list:
+        """Of `values`, one for each id, those of the sampled ids."""
+        return [v for v, own in zip(values, self.response_mask or (True,) * len(values), strict=True) if own]
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of the ids were sampled."""
+        return sum(self.response_mask) if self.response_mask else len(self.token_ids)
+
 
 class RolloutEngine(Protocol):
     """Where answers come from. Every method is collective over all ranks of the trainer."""

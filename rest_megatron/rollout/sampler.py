@@ -53,12 +53,24 @@ class Sampler:
     def close(self) -> None:
         """Nothing is held between calls."""
 
-    @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int) -> list[list[Sample]]:
-        """`group_size` answers to each prompt, the same lists on every rank.
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        seed: int,
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """`group_size` answers to each prompt, the same lists on every rank; see `RolloutEngine`.
 
-        Draws depend on seed, prompt number, answer number and token number alone: not on the layout or the batch.
+        Draws depend on seed, prompt number, answer number and token number alone: not on the layout, the batch or
+        max_new_tokens, of which none may be above rollout.max_new_tokens.
         """
+        longest = self.config.max_new_tokens
+        limits = [longest] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
+        if len(limits) != len(prompts) or not all(0 < limit <= longest for limit in limits):
+            raise ValueError(f"max_new_tokens {limits} must be 1 to {longest}, one for each of {len(prompts)} prompts")
         self.policy.eval()
         generator = torch.Generator().manual_seed(seed)
         uniforms = torch.rand(len(prompts), group_size, self.config.max_new_tokens, generator=generator)
@@ -69,23 +81,23 @@ class Sampler:
         with _without_sequence_parallel(self.policy):
             for start in range(0, len(mine), per_batch):
                 batch = mine[start : start + per_batch]
-                drawn = self._answer([prompts[i] for i in batch], uniforms[batch])
+                drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
                 answers.update(zip(batch, drawn, strict=True))
         merged = {i: group for part in self.parallel.gather_over_data_parallel(answers) for i, group in part.items()}
         return [merged[i] for i in range(len(prompts))]
 
-    def _answer(self, prompts: list[Sequence[int]], uniforms: Tensor) -> list[list[Sample]]:
-        """Answers to a batch of prompts; uniforms [prompts, group, max_new_tokens]."""
+    def _answer(self, prompts: list[Sequence[int]], limits: list[int], uniforms: Tensor) -> list[list[Sample]]:
+        """Answers of at most `limits` tokens to a batch of prompts; uniforms [prompts, group, max_new_tokens]."""
         group_size = uniforms.shape[1]
-        with _key_value_caches(self.policy, max(map(len, prompts)) + self.config.max_new_tokens) as caches:
-            tokens, log_probs = self._decode(prompts, uniforms.flatten(0, 1).to(self.parallel.device), caches)
+        with _key_value_caches(self.policy, max(map(len, prompts)) + max(limits)) as caches:
+            tokens, log_probs = self._decode(prompts, limits, uniforms.flatten(0, 1).to(self.parallel.device), caches)
         rows = [
             self._sample(prompts[i // group_size], *row) for i, row in enumerate(zip(tokens, log_probs, strict=True))
         ]
         return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
 
     def _decode(
-        self, prompts, uniforms: Tensor, caches: list[KeyValueCache]
+        self, prompts, limits: list[int], uniforms: Tensor, caches: list[KeyValueCache]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated."""
         group_size = uniforms.shape[0] // len(prompts)
@@ -100,14 +112,14 @@ class Sampler:
         rows, done = index.tolist(), [False] * len(index)
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
-        for step in range(self.config.max_new_tokens):
+        for step in range(max(limits)):
             choice = self._draw(logits, uniforms[index, step])
             for i, (row, token, log_prob) in enumerate(zip(rows, *choice.tolist(), strict=True)):
                 if not done[i]:
                     tokens[row].append(int(token))
                     log_probs[row].append(log_prob)
-                    done[i] = int(token) in self.stop_token_ids
-            if step + 1 == self.config.max_new_tokens or all(done):
+                    done[i] = int(token) in self.stop_token_ids or step + 1 == limits[row // group_size]
+            if all(done):
                 break
             if sum(done) > COMPACT_ABOVE * len(done):
                 going = torch.tensor([i for i, finished in enumerate(done) if not finished], device=device)
@@ -115,10 +127,15 @@ class Sampler:
                 rows, done = index.tolist(), [False] * len(going)
                 _keep(caches, going)
             positions = positions + 1
-            columns = torch.arange(ids.shape[1] + step + 1, device=device)
-            mask = (columns >= padding.unsqueeze(1))[:, None, None, :]
+            mask = self._decode_mask(padding, ids.shape[1] + step + 1)
             logits = self._forward(choice[0].long().unsqueeze(1), positions, mask)
         return tokens, log_probs
+
+    def _decode_mask(self, padding: Tensor, width: int) -> Tensor:
+        """[b, 1, 1, width], added to the scores: once here in place of once in every layer."""
+        hidden = torch.arange(width, device=padding.device) < padding.unsqueeze(1)
+        zeros = torch.zeros(hidden.shape, dtype=self.policy.megatron.params_dtype, device=padding.device)
+        return zeros.masked_fill_(hidden, -torch.inf)[:, None, None, :]
 
     def _draw(self, logits: Tensor | None, uniforms: Tensor) -> Tensor:
         """Tokens and their log-probs, drawn on the last stage, on every stage: [2, b] float64."""

@@ -1,5 +1,150 @@
-"""Being written by helper B: only what build.py imports."""
+"""The vLLM rollout engine: answers from a server in an interpreter of its own. vLLM is never imported here."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.parallel import Parallel
+from rest_megatron.config.schema import Config
+from rest_megatron.errors import EngineError
+from rest_megatron.rollout.client import RequestRefused
+from rest_megatron.rollout.delivery import Delivery, require_version
+from rest_megatron.rollout.engine import Sample
+from rest_megatron.rollout.probe import Probe
+from rest_megatron.rollout.replies import Question, Sampling, ask, prompt_seed
+from rest_megatron.rollout.server import Server
+from rest_megatron.rollout.sync import Publisher
+
+logger = logging.getLogger(__name__)
+
+Answers = list[list[Sample] | EngineError]
 
 
 class VLLMEngine:
-    """B's."""
+    """`RolloutEngine` over HTTP. Only rank 0 talks to the server; every method is collective, the constructor too.
+
+    Args:
+        server: on rank 0, ready; None on all others.
+        actor: whose weights are published.
+        stop_token_ids: ids that end an answer.
+        probe_prompts: token ids of the prompts that check every update, at least one.
+
+    publish_seconds: what the last update took, its probe included.
+    """
+
+    def __init__(
+        self,
+        server: Server | None,
+        actor: Actor,
+        parallel: Parallel,
+        config: Config,
+        stop_token_ids: Sequence[int],
+        probe_prompts: Sequence[Sequence[int]],
+    ) -> None:
+        self.publish_seconds = 0.0
+        self._parallel = parallel
+        self._rollout = config.rollout
+        self._sampling = Sampling.of(config.rollout, stop_token_ids, actor.policy.hf.vocab_size)
+        self._probe = Probe(actor, config, self._sampling, probe_prompts)
+        self._publisher = Publisher(actor, config, server.address if server else None)
+        self._delivery = Delivery(server, config.rollout.sync_timeout) if server else None
+        self._can_sleep = parallel.on_main(lambda: server.can_sleep)
+        self._asleep = False
+        self._version: int | None = None
+
+    def publish(self, version: int) -> None:
+        """Sample from the actor's current weights from now on. Nothing is sent when the server has them already.
+
+        Raises EngineError when they cannot be brought there, or the server does not sample from them afterwards.
+        """
+        if version == self._version and not self._asleep:
+            return
+        started = time.perf_counter()
+        self._send(version)
+        self.publish_seconds = time.perf_counter() - started
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        seed: int,
+        max_new_tokens: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """`group_size` answers to each prompt, the same lists on every rank.
+
+        Answers that fail are asked for once more, after the weights have been sent again (and the server restarted
+        where it does not take them). Raises EngineError after that, and at once for a request that the server refuses.
+        """
+        if self._version is None or self._asleep:
+            raise RuntimeError("publish before generate: the server has no weights of the actor")
+        limits = max_new_tokens or [self._rollout.max_new_tokens] * len(prompts)
+        questions = [
+            Question(i, tuple(prompt), group_size, limit, prompt_seed(seed, i))
+            for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+        ]
+        answers = self._ask(questions)
+        failed = [i for i, group in enumerate(answers) if isinstance(group, EngineError)]
+        if failed:
+            self._recover([answers[i] for i in failed], len(questions))
+            for i, group in zip(failed, self._ask([questions[i] for i in failed]), strict=True):
+                if isinstance(group, EngineError):
+                    raise EngineError(f"asked once more after a new update: {group.args[0]}")
+                answers[i] = group
+        return answers
+
+    def sleep(self) -> None:
+        """Give back the accelerator's memory, where the server can, until the next `publish`."""
+        if self._can_sleep and not self._asleep:
+            self._parallel.on_main(lambda: self._delivery.sleep())
+            self._asleep = True
+
+    def close(self) -> None:
+        """Nothing is held between calls; the server belongs to who opened it."""
+
+    def _send(self, version: int) -> None:
+        """The actor's weights to the server, whatever it has."""
+        self._version = None
+        with self._publisher.written(version) as files:
+            if self._asleep and self._parallel.device.type == "cuda":
+                torch.cuda.empty_cache()  # on every rank, before the server takes the memory again
+                dist.barrier()
+            samples = self._parallel.on_main(lambda: self._delivery.deliver(files, version, self._sample(version)))
+        self._asleep = False
+        self._probe.check(samples, version)
+        self._version = version
+
+    def _sample(self, version: int):
+        return lambda client: self._probe.sample(client, version, self._rollout.sync_timeout)
+
+    def _ask(self, questions: Sequence[Question]) -> Answers:
+        """Answers or errors, on every rank."""
+        return self._parallel.on_main(lambda: self._ask_here(questions))
+
+    def _ask_here(self, questions: Sequence[Question]) -> Answers:
+        client, version = self._delivery.client, self._version
+        answers = ask(client, questions, self._sampling, version, self._rollout.generate_timeout)
+        try:
+            require_version(client, version, self._rollout.sync_timeout)
+        except EngineError as error:
+            # What was sampled from other weights is no answer.
+            return [group if isinstance(group, EngineError) else error for group in answers]
+        return answers
+
+    def _recover(self, errors: Sequence[EngineError], asked: int) -> None:
+        """Bring the server back to the actor's weights. Raises what no second attempt can mend."""
+        for error in errors:
+            if isinstance(error, RequestRefused):
+                raise error
+        if self._parallel.rank == 0:
+            logger.warning(
+                "%d of %d prompts got no proper answers; the weights are sent again, then these prompts. %s",
+                len(errors),
+                asked,
+                errors[0],
+            )
+        self._send(self._version)

@@ -13,8 +13,9 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
 from rest_megatron.actor.model import DTYPES
 from rest_megatron.actor.parallel import Parallel, choose_device, initialize
-from rest_megatron.checkpoint.hf import gather_tensors, weight_source
+from rest_megatron.checkpoint.hf import weight_source
 from rest_megatron.checkpoint.mapping import mapped_parameters
+from rest_megatron.checkpoint.stage import gather_tensors
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -196,7 +197,7 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
 
 def in_order(results: list[dict], key: str, answers: Answers) -> torch.Tensor:
     """One value of every rank's result, put back into the order of `answers`."""
-    lengths = [len(t.response_ids) for t in answers.trajectories]
+    lengths = [t.num_targets for t in answers.trajectories]
     pieces = {}
     for result in results:
         if result[key] is not None:
@@ -218,17 +219,23 @@ def named(actor: Actor, parallel: Parallel, value_of) -> dict[str, torch.Tensor]
 
 
 def sampled(
-    launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig, stop: list[int]
+    launch: Launch,
+    model: Path,
+    layout: Layout,
+    prompts: list[list[int]],
+    rollout: RolloutConfig,
+    stop: list[int],
+    limits: list[int] | None = None,
 ) -> dict:
     """Answers drawn by the sampler, and the actor's own log-probs of them."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     engine = Sampler(actor.policy, parallel, rollout, stop)
     engine.publish(7)
-    groups = engine.generate(prompts, group_size=rollout.group_size, seed=5)
+    groups = engine.generate(prompts, group_size=rollout.group_size, seed=5, max_new_tokens=limits)
     samples = [sample for group in groups for sample in group]
     stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
-    again = engine.generate(prompts, group_size=rollout.group_size, seed=5)
+    again = engine.generate(prompts, group_size=rollout.group_size, seed=5, max_new_tokens=limits)
     return {
         "samples": samples,
         "log_probs": stats.log_probs,

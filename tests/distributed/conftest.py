@@ -13,6 +13,12 @@ def answers():
 
 
 @pytest.fixture(scope="session")
+def masked_answers():
+    """As many with tool tokens in the middle of each, and one of tool tokens alone."""
+    return make_answers(masked=True)
+
+
+@pytest.fixture(scope="session")
 def exact(tiny_model, answers):
     """`exact(family, tied)`: Hugging Face in float64 on the tiny model and the answers."""
     made = {}

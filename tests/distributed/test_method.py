@@ -34,7 +34,7 @@ def hidden_norms(tiny_model, answers):
     """|h|^2 of the hidden state that predicts each response token, from Hugging Face in float64."""
     model = load(tiny_model(), torch.float64)
     rows = []
-    for prompt, response in answers.trajectories:
+    for prompt, response, _ in answers.trajectories:
         states = model.model(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
         rows.append(states[len(prompt) - 1 : -1].detach().square().sum(-1))
     return torch.cat(rows)
@@ -57,7 +57,7 @@ def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_mo
 def gspo_loss(logits, answers, clip):
     """GSPO-token written out (arXiv 2507.18071, Eq. 13-14), one answer at a time."""
     _, log_probs, _ = policy_loss(logits, answers, clip)
-    lengths = [len(t.response_ids) for t in answers.trajectories]
+    lengths = [t.num_targets for t in answers.trajectories]
     parts = zip(*(x.split(lengths) for x in (log_probs, answers.old_log_probs.to(log_probs.dtype))), strict=True)
     ratio = torch.cat([((new - old).mean().detach() + new - new.detach()).exp() for new, old in parts])
     advantages = answers.advantages.to(log_probs.dtype)

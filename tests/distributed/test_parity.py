@@ -6,8 +6,8 @@ Bars are max |d| / max |reference|. Hugging Face's own float32 is up to 8e-7 off
 import pytest
 import torch
 
-from tests.distributed.cases import Layout, in_order, merged
-from tests.tiny import relative_error
+from tests.distributed.cases import Layout, gradients_and_updates, in_order, merged
+from tests.tiny import oracle, relative_error
 
 LOGITS = 1e-6
 TOKEN_STATISTICS = 1e-6
@@ -109,3 +109,26 @@ def test_every_rank_holds_the_same_statistics_and_the_same_replicated_weights(me
         for name in ("log_probs", "entropy", "collision"):
             assert torch.equal(result[name], first[name])
         assert result["metrics"] == results[0]["metrics"]
+
+
+@pytest.mark.parametrize(
+    "tied, layout",
+    [
+        (False, Layout()),
+        (False, Layout(tp=2, pp=2, sp=True, max_tokens=32)),
+        (False, Layout(tp=2, pp=2, level="hidden")),
+        (True, Layout(pp=2, dp=2, level="hidden")),
+    ],
+    ids=str,
+)
+def test_masked_tokens_are_read_but_never_learned(pool, tiny_model, masked_answers, tied, layout):
+    path = tiny_model(tied=tied)
+    want = oracle(path, masked_answers)
+    assert len(want.log_probs) < sum(len(t.response_ids) for t in masked_answers.trajectories)
+    results = pool.run(gradients_and_updates, layout.world_size, path, layout, masked_answers)
+    assert relative_error(in_order(results, "logits", masked_answers), want.logits) <= LOGITS
+    for name in ("log_probs", "entropy"):
+        assert relative_error(in_order(results, name, masked_answers), getattr(want, name)) <= TOKEN_STATISTICS
+    gradients = merged(results, "gradients")
+    assert max(relative_error(gradients[name], value) for name, value in want.gradients.items()) <= GRADIENT
+    assert results[0]["grad_norm"] == pytest.approx(want.grad_norm, rel=GRAD_NORM)

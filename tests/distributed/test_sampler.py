@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.cases import Layout, sampled
 from tests.tiny import VOCAB
 
@@ -81,3 +82,21 @@ def test_draws_do_not_depend_on_the_batch_size(pool, tiny_model, expected):
     small = RolloutConfig(group_size=3, max_new_tokens=12, temperature=0.7, max_batch_size=1)
     result = pool.run(sampled, 1, tiny_model(), Layout(), make_prompts(), small, STOP)[0]
     assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in expected[False]["samples"]]
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2)], ids=str)
+def test_a_prompt_s_own_limit_cuts_its_answers_and_changes_no_draw(pool, tiny_model, expected, layout):
+    limits = [3, 12, 1, 7, 12]
+    args = (tiny_model(), layout, make_prompts(), ROLLOUT, STOP, limits)
+    for result in pool.run(sampled, layout.world_size, *args):
+        for number, (sample, whole) in enumerate(zip(result["samples"], expected[False]["samples"], strict=True)):
+            limit = limits[number // ROLLOUT.group_size]
+            assert sample.token_ids == whole.token_ids[:limit]
+            assert sample.finish_reason == ("stop" if sample.token_ids[-1] in STOP else "length")
+
+
+@pytest.mark.parametrize("limits", [[3, 12], [3, 12, 0, 7, 12], [3, 12, 13, 7, 12]])
+def test_limits_that_do_not_fit_the_prompts_or_the_configuration_are_refused(limits):
+    sampler = Sampler(None, None, ROLLOUT, STOP)
+    with pytest.raises(ValueError, match="must be 1 to 12, one for each of 5 prompts"):
+        sampler.generate(make_prompts(), group_size=3, seed=5, max_new_tokens=limits)

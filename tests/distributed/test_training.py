@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
-from tests.distributed.training_cases import ran, read_metrics
+from tests.distributed.training_cases import ScriptedEngine, asked, ran, read_metrics
 from tests.system.runs import make_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -19,16 +19,19 @@ SETTINGS = [
     "rollout.group_size=4",
     "train.gradient_variance_interval=2",
     "log.quiet=true",
+    # The script's log-probs are made up.
+    "algorithm.importance_cap=null",
+    "algorithm.importance_mask=null",
 ]
 CUT = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
 SEQUENCE_PARALLEL = [*CUT, "parallel.sequence_parallel=true", "kernels.level=hidden"]
 EXTRA = {"kl": ["algorithm.kl_coef=0.1"], "lm_head": ["weights.rule=lm_head"], "poster": ["reward.preset=poster"]}
 
 
-def run(pool, directory, world_size, command="train", files=(), overrides=()):
+def run(pool, directory, world_size, command="train", files=(), overrides=(), engine=ScriptedEngine):
     directory.mkdir()
     words = [*make_run(directory), *SETTINGS, *overrides]
-    pool.run(ran, world_size, command, [str(file) for file in files], words)
+    pool.run(ran, world_size, command, [str(file) for file in files], words, engine)
     return directory / "run"
 
 
@@ -140,7 +143,9 @@ def test_a_dump_holds_every_token_s_region_weight_entropy_and_ratio(pool, tmp_pa
     rows = [json.loads(line) for line in (run_dir / "rollouts/step-1.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     for row in rows:
-        assert {len(row[name]) for name in ("regions", "entropy", "weights", "ratio", "clipped")} == {len(row["ids"])}
+        assert {len(row[name]) for name in ("regions", "entropy", "weights", "importance", "ratio", "clipped")} == {
+            len(row["ids"])
+        }
         assert sum(row["weights"]) == pytest.approx(len(row["ids"]), rel=1e-5)
         assert row["regions"][-1] == "format"
     # The second epoch's ratios have moved away from 1.
@@ -157,6 +162,15 @@ def test_the_answers_grammar_and_the_chat_template_go_all_the_way(pool, tmp_path
     template = (run_dir / "hf/chat_template.jinja").read_text()
     assert AutoTokenizer.from_pretrained(run_dir / "hf").chat_template == template
     assert template == (EXAMPLES.parent / "rest_megatron/data/templates/keep_thinking.jinja").read_text()
+
+
+def test_the_engine_sleeps_whenever_it_has_answered_before_the_actor_goes_on(pool, tmp_path):
+    words = [*make_run(tmp_path), *SETTINGS]
+    answered, trained = ["publish", "generate", "sleep"], ["log_probs", "update"]
+    (calls,) = pool.run(asked, 1, "train", [*words, f"data.eval={tmp_path}/rows.jsonl"])
+    assert calls == [*answered, *(answered + trained) * 2, *answered]
+    (calls,) = pool.run(asked, 1, "profile", words)
+    assert calls == [*answered, "log_probs"]
 
 
 def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_path):

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from transformers import AutoTokenizer
 
-from rest_megatron import profile, session, train
+from rest_megatron import generate, profile, session, train
+from rest_megatron.actor.actor import Actor
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.launch import Launch
@@ -31,6 +34,7 @@ class ScriptedEngine:
     def __init__(self, policy, parallel, config, stop_token_ids):
         tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "examples/quickstart/model")
         self.answers = [(*tokenizer.encode(text, add_special_tokens=False), stop_token_ids[0]) for text in ANSWERS]
+        self.uniform = -math.log(len(tokenizer))
         self.given = 0
 
     def publish(self, version: int) -> None:
@@ -51,18 +55,56 @@ class ScriptedEngine:
         return Sample(tuple(prompt), ids, (-1.0,) * len(ids), "stop", self.version)
 
 
-def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[str]) -> None:
-    """Run a command to its end."""
+class NoisyEngine(ScriptedEngine):
+    """A scripted engine whose log-probs lie around a uniform policy's, some answers' further from it than others'."""
+
+    def _next(self, prompt) -> Sample:
+        sample = super()._next(prompt)
+        whole = (0.0, 0.7, 0.2, -0.1, -0.8)[self.given % 5]
+        noise = (0.5 * math.sin(2.4 * self.given + 1.7 * i) for i in range(len(sample.token_ids)))
+        return replace(sample, log_probs=tuple(self.uniform + whole + x for x in noise))
+
+
+class NoEngine:
+    """The engine of a run that must not ask one."""
+
+    def __init__(self, *_):
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[str], engine: type) -> None:
+    """Run a command to its end, `engine` in the place of the sampler."""
     config = load(files, overrides)
     check_run(config, launch.world_size)
     # The pool leaves the groups itself, after it has destroyed the engine.
-    with mock.patch.object(build, "Sampler", ScriptedEngine), mock.patch.object(session, "shutdown"):
-        {"train": train.main, "profile": profile.main}[command](config, launch)
+    with mock.patch.object(build, "Sampler", engine), mock.patch.object(session, "shutdown"):
+        {"train": train.main, "profile": profile.main, "rollout": generate.main}[command](config, launch)
+
+
+def asked(launch: Launch, command: str, overrides: Sequence[str]) -> list[str]:
+    """What engine and actor were asked while a command ran, in order."""
+    calls: list[str] = []
+
+    def noting(owner: type, name: str):
+        real = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            return real(*args, **kwargs)
+
+        return mock.patch.object(owner, name, call)
+
+    with ExitStack() as stack:
+        for owner, names in ((ScriptedEngine, ("publish", "generate", "sleep")), (Actor, ("log_probs", "update"))):
+            for name in names:
+                stack.enter_context(noting(owner, name))
+        ran(launch, command, (), overrides, ScriptedEngine)
+    return calls
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
-    """Metrics of each step, without those of the clock and of the engine, whose log-probs are made up; null is nan."""
-    return [
-        {k: math.nan if v is None else v for k, v in row.items() if k != "rollout/log_prob_difference"}
-        for row in metrics(run_dir)
-    ]
+    """Metrics of each step, without those of the clock; null is nan."""
+    return [{k: math.nan if v is None else v for k, v in row.items()} for row in metrics(run_dir)]

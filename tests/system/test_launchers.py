@@ -86,7 +86,7 @@ def test_a_warm_start_exports_a_model_that_reinforcement_learning_starts_from(tm
     assert done.returncode == 0, done.stderr
     rows = metrics(tmp_path / "rest")
     assert [row["progress"] for row in rows] == [0.5, 1.0]
-    assert rows[0]["rollout/log_prob_difference"] < 1e-4
+    assert rows[0]["mismatch/max"] < 1e-4
     assert rows[0]["actor/ratio"] == pytest.approx(1.0, abs=1e-6)
     for name in (
         "report.html",

@@ -35,7 +35,7 @@ def test_two_steps_on_real_rows(tmp_path):
     for row in rows:
         # A freshly drawn policy is close to uniform over the vocabulary.
         assert row["actor/entropy"] == pytest.approx(math.log(151_936), rel=1e-2)
-        assert row["rollout/log_prob_difference"] < 0.05
+        assert row["mismatch/max"] < 0.05
         assert math.isfinite(row["actor/grad_norm"])
     answers = [json.loads(line) for line in (tmp_path / "run/rollouts/step-2.jsonl").read_text().splitlines()]
     assert len(answers) == 4

@@ -111,7 +111,7 @@ def test_files_and_overrides_may_be_mixed(tmp_path, capsys):
     "argv, fragment",
     [
         ([], "a command is missing"),
-        (["trian"], "'trian' is no command; commands: train, sft, profile, score,"),
+        (["trian"], "'trian' is no command; commands: train, sft, profile, rollout,"),
         (["optim.lr=1"], "a command is missing"),
         (["train", "--wandb-key=abc"], "unknown option --wandb-key"),
         (["train", "--conf", "x"], "unknown option --conf"),

@@ -74,3 +74,16 @@ def test_a_row_without_a_distribution_gives_no_token_and_spares_its_neighbours(r
     tokens, log_probs = draw_tokens(logits, torch.full((3,), 0.5), 1.0, None)
     assert tokens.tolist() == [2, NO_TOKEN, 0]
     assert log_probs[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("vocab", [255, 256, 257, 4096, 4097, 9000])
+def test_a_vocabulary_of_many_blocks_is_drawn_as_by_one_cumulative_sum(vocab):
+    logits = make_logits(4, vocab).repeat_interleave(500, dim=0)
+    uniforms = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    tokens, log_probs = draw_tokens(logits, uniforms, 0.8, None)
+    exact = exact_log_probs(logits, 0.8)
+    ends = exact.exp().cumsum(-1)
+    want = torch.searchsorted(ends, uniforms.unsqueeze(1), right=True).squeeze(1)
+    # float32 exponentials move the borders between tokens by about 1e-7.
+    assert (tokens != want).sum() <= 2
+    assert torch.allclose(log_probs, exact.gather(1, tokens.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-6)

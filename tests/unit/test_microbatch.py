@@ -105,3 +105,32 @@ def test_an_empty_bin_is_a_dummy_that_can_run(multiple_of, same_length, size):
     assert (dummy.labels == IGNORE_INDEX).all()
     assert dummy.packed.lengths == (size,)
     assert dummy.spread(torch.ones(6)).tolist() == [0] * size
+
+
+# Response tokens 12..17, of which tools gave 14 and 15; and one that tools gave alone.
+MASKED = [
+    Trajectory((10, 11), (12, 13, 14, 15, 16, 17), (True, True, False, False, True, True)),
+    Trajectory((20,), (21, 22), (False, False)),
+    Trajectory((30,), (31, 32)),
+]
+
+
+def test_rows_predict_targets_alone_and_vectors_have_no_place_for_the_rest():
+    (batch,) = micro_batches(MASKED, [[1, 2, 0]], multiple_of=1, same_length=False, device=CPU)
+    none = IGNORE_INDEX
+    assert [t.num_targets for t in MASKED] == [4, 0, 2]
+    assert batch.tokens.tolist() == [[20, 21, 22, 30, 31, 32, 10, 11, 12, 13, 14, 15, 16, 17]]
+    assert batch.labels.tolist() == [none, none, none, 31, 32, none, none, 12, 13, none, none, 16, 17, none]
+    assert batch.rows.tolist() == [3, 4, 7, 8, 11, 12]
+    assert batch.index.tolist() == [4, 5, 0, 1, 2, 3]
+    assert batch.sequence_index.tolist() == [1, 1, 2, 2, 2, 2]
+    assert (batch.num_sequences, batch.packed.lengths) == (3, (3, 3, 8))
+
+
+def test_tokens_that_are_no_targets_count_for_the_capacity():
+    assert [t.length for t in MASKED] == [8, 3, 3]
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        Trajectory((1,), (2, 3), (True,)).num_targets  # noqa: B018

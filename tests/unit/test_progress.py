@@ -18,6 +18,8 @@ METRICS = {
     "entropy/parameters": 0.103,
     "entropy/cot": 1.29,
     "rollout/length": 33.4,
+    "rollout/weight_version": 12.0,
+    "mismatch/mean": 0.00000123,
     "rollout/tokens_per_second": 377.2,
     "actor/grad_norm": 1.3023,
     "time/step": 2.2,
@@ -31,8 +33,8 @@ class Terminal(io.StringIO):
 
 def test_a_line_holds_what_one_watches():
     assert format_line(7, 100, METRICS, 192.0) == (
-        "step   7/100  reward 2.346  format 0.98  exact 0.50  H format 0.054  name 0.028  params 0.103  cot 1.290  "
-        "len 33  tok/s 377  gnorm 1.3  2.2 s  ETA 3m12s"
+        "step   7/100  2.2 s  ETA 3m12s  reward 2.346  format 0.98  exact 0.50  len 33  mismatch 1.2e-06  v 12  "
+        "gnorm 1.3  tok/s 377  H format 0.054  name 0.028  params 0.103  cot 1.290"
     )
 
 
@@ -46,7 +48,9 @@ def test_a_line_begins_with_the_alarms_that_last():
     assert format_line(7, 9, {"alarm/short_answers": 1.0, "alarm/format_hacking": 0.0, "actor/loss": 0.5}, None) == (
         "step 7/9  SHORT ANSWERS  loss 0.5000"
     )
-    assert "FORMAT HACKING" in format_line(7, 9, {"alarm/format_hacking": 1.0}, None)
+    everything = {name: 1.0 for _, name in ALARMS} | METRICS
+    line = format_line(7, 9, everything, 3.0)
+    assert line.startswith("step 7/9  SHORT ANSWERS  FORMAT HACKING  MISMATCH  2.2 s  ETA 3s  reward")
 
 
 def test_alarms_on_the_line_are_those_there_are():

@@ -1,0 +1,93 @@
+"""A training run on dialogues with tools: the real sampler, and the same numbers on TP 2 x PP 2 as on one process."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rest_megatron.rollout.sampler import Sampler
+from tests.distributed.test_training import CUT, same
+from tests.distributed.training_cases import ran, read_metrics
+from tests.system.runs import make_run
+
+TOOLS = """
+def respond(response, messages, *, prompt):
+    assert prompt.endswith("<|im_start|>assistant\\n") and "alarm on Monday for" in prompt
+    if len(response) % 3 == 0:
+        return None
+    return [{"role": "tool", "content": f"{len(response)} after {len(messages)}"}]
+
+def reward(response, ground_truth, *, progress, step):
+    turns = 1 + response.count("<|im_start|>assistant")
+    return {"score": turns + len(response) / 100, "turns": turns}
+"""
+STOP_PROBABILITY = 0.2
+
+
+def make_talkative_run(directory):
+    """As `make_run`, of a model that ends its turn at each token with about the same probability."""
+    words = make_run(directory, tie_word_embeddings=False)
+    config = AutoConfig.from_pretrained(directory / "model")
+    stop = AutoTokenizer.from_pretrained(directory / "model").eos_token_id
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        # All hidden states lie near one direction, along which one row of the head gives the stop token its logit.
+        model.model.embed_tokens.weight.add_(1.0)
+        odds = config.vocab_size * STOP_PROBABILITY / (1 - STOP_PROBABILITY)
+        model.lm_head.weight[stop] = math.log(odds) / config.hidden_size
+    model.save_pretrained(directory / "model")
+    (directory / "mine.py").write_text(TOOLS)
+    return [
+        *words,
+        "model.random_init=false",
+        "data.chat_template=keep_thinking",
+        f"rollout.tools={directory}/mine.py:respond",
+        f"reward.function={directory}/mine.py:reward",
+        "rollout.max_turns=3",
+        "rollout.max_new_tokens=96",
+        "rollout.group_size=4",
+        "train.max_tokens_per_micro_batch=160",
+        "log.quiet=true",
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(pool, tmp_path_factory):
+    """The runs' directories on one process and on four."""
+    found = {}
+    for name, world_size, layout in (("one", 1, []), ("cut", 4, CUT), ("data", 2, [])):
+        directory = tmp_path_factory.mktemp(name)
+        pool.run(ran, world_size, "train", [], [*make_talkative_run(directory), *layout], Sampler)
+        found[name] = directory / "run"
+    return found
+
+
+def dumped(run_dir):
+    return [json.loads(line) for step in (1, 2) for line in (run_dir / f"rollouts/step-{step}.jsonl").open()]
+
+
+@pytest.mark.parametrize("layout", ["cut", "data"])
+def test_dialogues_train_alike_on_every_layout(runs, layout):
+    same(read_metrics(runs[layout]), read_metrics(runs["one"]))
+    assert [row["ids"] for row in dumped(runs[layout])] == [row["ids"] for row in dumped(runs["one"])]
+
+
+def test_the_engine_s_log_probs_of_every_turn_are_the_actor_s(runs):
+    for row in read_metrics(runs["one"]):
+        assert 0 < row["mismatch/max"] < 1e-4
+        assert row["actor/grad_norm"] > 0
+
+
+def test_tools_answered_and_their_words_count_for_the_reward_but_not_for_the_length(runs):
+    rows = dumped(runs["one"])
+    assert {1, 2, 3} <= {int(row["parts"]["turns"]) for row in rows}
+    assert any("after 0\n</tool_response>" in row["text"] for row in rows)
+    assert any("after 2\n</tool_response>" in row["text"] for row in rows)
+    assert {row["finish_reason"] for row in rows} == {"stop", "length"}
+    assert all(len(row["ids"]) <= 96 for row in rows)
+    for number, metrics in enumerate(read_metrics(runs["one"])):
+        step = rows[8 * number : 8 * number + 8]
+        assert metrics["rollout/length"] < sum(len(row["ids"]) for row in step) / 8

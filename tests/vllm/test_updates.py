@@ -1,0 +1,99 @@
+"""A real vLLM server samples from the weights that it was sent, after every update, failed ones included."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from rest_megatron.errors import EngineError
+from rest_megatron.rollout.attached import AttachedServer
+from rest_megatron.rollout.client import Client
+from rest_megatron.rollout.delivery import Delivery
+from rest_megatron.rollout.sync import describe_file
+from tests.distributed.cases import Layout
+from tests.vllm.cases import PROMPTS, SECONDS, differences, rollout_config, sample, two_updates
+from tests.vllm.conftest import Kind
+
+pytestmark = pytest.mark.vllm
+
+UNTIED, TIED = Kind("untied"), Kind("tied", tied=True)
+HALF_PRECISION = Kind("bfloat16", tied=True, dtype="bfloat16")
+TWO_WORKERS = Kind("two workers", tied=True, tensor_parallel=2)
+TRAINER = Layout(tp=2, pp=2, max_tokens=220)
+
+
+@pytest.mark.parametrize("kind", [UNTIED, TIED, TWO_WORKERS, HALF_PRECISION], ids=str)
+def test_answers_follow_every_update_from_tensor_and_pipeline_parallel_ranks(pool, serve, tmp_path, kind):
+    model, server = serve(kind)
+    before = differences(sample(server.address, 0), model, kind.dtype)
+    assert before.mean() > 0.1, "a server that knew the weights before they were sent would prove nothing"
+    results = pool.run(two_updates, 4, model, TRAINER, kind.dtype, server.address, tmp_path)
+    assert all(result["second"] == results[0]["second"] for result in results)
+    for name in ("first", "second"):
+        found = differences(results[0][name], tmp_path / name, kind.dtype)
+        if kind.dtype == "float32":
+            assert found.max() < 1e-4, name
+        else:
+            assert found.mean() < 0.03, name
+    stale = differences(results[0]["stale"], tmp_path / "second", kind.dtype)
+    assert stale.mean() > 0.1, "the second update must make a difference"
+    prompts = {one.prompt_ids for one in results[0]["second"]}
+    assert max(map(len, prompts)) > 128 and len(prompts) == len(PROMPTS), "one prompt must have a cached prefix"
+
+
+def weight_files(model: Path, directory: Path) -> tuple[Path, Path]:
+    """All tensors of a model in one file, and parts of two layers in another."""
+    tensors = load_file(model / "model.safetensors")
+    broken_off = ("layers.0.self_attn.q_proj", "layers.1.mlp.gate_proj", "layers.2.self_attn.k_proj")
+    whole, part = directory / "whole.safetensors", directory / "part.safetensors"
+    save_file(tensors, whole)
+    save_file({n: t * 0 for n, t in tensors.items() if any(layer in n for layer in broken_off)}, part)
+    return whole, part
+
+
+def break_off(client: Client, part: Path, broken: dict) -> str:
+    """Begin an update that fails after its first file; the error."""
+    client.pause(SECONDS)
+    client.start_weight_update(SECONDS)
+    client.update_weights({"path": str(part), "sha256": describe_file(part).sha256}, SECONDS)
+    with pytest.raises(EngineError) as caught:
+        client.update_weights(broken, SECONDS)
+    return str(caught.value)
+
+
+def test_an_update_that_broke_off_in_a_layer_is_done_again_whole(serve, tmp_path):
+    """vLLM counts the tensors of a layer, whichever they are: those of the first attempt must not count again."""
+    model, server = serve(UNTIED)
+    whole, part = weight_files(model, tmp_path)
+    found, expected = hashlib.sha256(whole.read_bytes()).hexdigest(), "0" * 64
+    config = rollout_config(model, Layout(), "float32")
+    attached = AttachedServer(server.address, config)
+    attached.wait_ready()
+    failures = {
+        "other bytes": ({"path": str(whole), "sha256": expected}, [whole.name, found, expected]),
+        "no file": ({"path": str(tmp_path / "none"), "sha256": found}, ["weights none in", "No such file"]),
+        "unknown tensor": (misnamed(whole), ["renamed.safetensors", "cannot be loaded"]),
+    }
+    for version, (name, (broken, said)) in enumerate(failures.items(), start=10):
+        message = break_off(Client(server.address), part, broken)
+        assert all(words in message for words in said), f"{name}: {message}"
+        # An attached server is never restarted, so this succeeds at the first or the second attempt.
+        Delivery(attached, SECONDS).deliver([describe_file(whole)], version, lambda client: None)
+        assert differences(sample(server.address, version), model, "float32").max() < 1e-4, name
+
+
+def misnamed(whole: Path) -> dict:
+    path = whole.with_name("renamed.safetensors")
+    save_file({f"{name}.unknown": tensor for name, tensor in load_file(whole).items()}, path)
+    return {"path": str(path), "sha256": describe_file(path).sha256}
+
+
+def test_a_server_of_two_workers_recovers_from_an_update_that_failed(serve, tmp_path):
+    """vLLM reads the first worker's error only: the second's is the answer to the next call, whatever that was."""
+    model, server = serve(TWO_WORKERS)
+    whole, part = weight_files(model, tmp_path)
+    break_off(Client(server.address), part, {"path": str(whole), "sha256": "0" * 64})
+    for version in (20, 21):
+        Delivery(server, SECONDS).deliver([describe_file(whole)], version, lambda client: None)
+        assert differences(sample(server.address, version), model, "float32").max() < 1e-4

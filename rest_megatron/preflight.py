@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
+from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
@@ -88,6 +89,7 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
     if config.sft.data:
         check_data_files(config, "sft")
     tokenizer = read_tokenizer(config)
+    config = without_engine(config) if config.train.debug == "train_only" else config
     for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if path:
             prompts = read_prompts(config, tokenizer, path)

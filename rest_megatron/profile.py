@@ -40,7 +40,7 @@ def main(config: Config, launch: Launch) -> None:
         rollout=replace(config.rollout, prompts_per_step=wanted),
         algorithm=replace(config.algorithm, zero_variance="keep"),
     )
-    with open_session(config, launch, tokenizer, total_optimizer_steps=1) as session:
+    with open_session(config, launch, tokenizer, total_optimizer_steps=1, prompts=prompts) as session:
         cursor = PromptCursor(len(prompts), config.run.seed)
         session.rollout.publish(session.actor.version)
         step = max(1, round(config.profile.progress * config.train.steps))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rest_megatron.collecting import Experience, group_advantages
 from rest_megatron.config.check import read_model_config
-from rest_megatron.config.check_rollout import NEUTRAL, SERVER_KEYS
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.rows import BadRow, as_object, describe, field, first_faults, read_records, vector
@@ -24,12 +23,6 @@ from rest_megatron.rollout.engine import Sample
 FINISH_REASONS = ("stop", "length")
 _NUMBER = (int, float)
 _LARGEST_FLOAT32 = 3.4028234663852886e38
-
-
-def without_engine(config: Config) -> Config:
-    """The configuration of a run that samples nothing: no server, no tools."""
-    unused = {"engine": "sampler", "max_turns": 1, "tools": None, **dict.fromkeys(SERVER_KEYS), **NEUTRAL}
-    return replace(config, rollout=replace(config.rollout, **unused), vllm={})
 
 
 @dataclass(frozen=True)

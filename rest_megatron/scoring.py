@@ -89,7 +89,10 @@ def _grades(
 def add_overlong(
     scores: list[list[Score]], groups: Groups, settings: RewardConfig, max_new_tokens: int
 ) -> list[list[Score]]:
-    """Scores with DAPO's soft punishment of long answers added (arXiv 2503.14476, Eq. 13)."""
+    """Scores with DAPO's soft punishment of long answers added (arXiv 2503.14476, Eq. 13).
+
+    Of a dialogue all that follows the prompt counts, what tools said included, as it does for max_new_tokens.
+    """
     if settings.overlong_buffer == 0:
         return scores
     lengths = torch.tensor([[len(sample.token_ids) for sample in group] for group in groups])

@@ -71,9 +71,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Start logs, processes, rollout server and model for a configuration that has been checked.
 
-    `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed where there is a rollout server, are
-    some of those it will answer. Read and check all input before: what fails in here costs a job its start. Raises
-    ConfigError, CheckpointError or EngineError for what only shows now.
+    `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed with a rollout server, are some it will
+    answer. Read and check all input before: what fails in here costs a job its start. Raises RestError.
     """
     model_path = Path(config.model.path)
     hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
@@ -94,8 +93,7 @@ def open_session(
         # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
         with open_server(config, run_dir, parallel) as server:
             actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
-            stops = stop_token_ids(model_path, tokenizer)
-            engine = build_engine(config, actor, parallel, server, stops, prompts)
+            engine = build_engine(config, actor, parallel, server, stop_token_ids(model_path, tokenizer), prompts)
             rollout = open_dialogues(engine, config, parallel, tokenizer, table)
             yield Session(
                 config=config,

@@ -3,6 +3,7 @@
 import time
 
 from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.tokenizer import read_tokenizer
@@ -15,7 +16,7 @@ def main(config: Config, launch: Launch) -> None:
     """Run the `sft` command on this rank: train on sft.data, export to run.dir/hf."""
     tokenizer = read_tokenizer(config)
     trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in read_demonstrations(config, tokenizer)]
-    with open_session(config, launch, tokenizer, config.sft.steps) as session:
+    with open_session(without_engine(config), launch, tokenizer, config.sft.steps) as session:
         cursor = PromptCursor(len(trajectories), config.run.seed)
         for step in range(config.sft.steps):
             started = time.perf_counter()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rest_megatron.collecting import Experience, collect
+from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.prompts import Prompt
@@ -19,7 +20,7 @@ from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
 from rest_megatron.reading import read_prompts
-from rest_megatron.replay import open_replay, without_engine
+from rest_megatron.replay import open_replay
 from rest_megatron.scoring import reward_metrics
 from rest_megatron.session import Session, open_session
 from rest_megatron.updating import (

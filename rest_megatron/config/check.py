@@ -66,7 +66,7 @@ def check_settings(config: Config) -> None:
             f"rollout.group_size={rollout.group_size} = {answers}",
             _allowed("train.mini_batch_size", _divisors(answers), size),
         )
-    if rollout.group_size > rollout.max_batch_size:
+    if rollout.engine == "sampler" and rollout.group_size > rollout.max_batch_size:
         rule = f"is less than rollout.group_size={rollout.group_size}: the answers to a prompt are decoded together"
         refuse(config, "rollout.max_batch_size", rule, f"Try rollout.max_batch_size={rollout.group_size}")
     longest = data.max_prompt_tokens + rollout.max_new_tokens

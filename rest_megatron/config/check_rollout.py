@@ -74,6 +74,12 @@ def _check_sampling(config: Config) -> None:
             )
             fix = " and ".join(f"algorithm.{key}=null" for key in active)
             refuse(config, f"rollout.{name}", rule, f"Set rollout.{name}={off:g}, or {fix}")
+        if config.alarms.max_mismatch > 0:
+            rule = (
+                "makes vLLM's log-probs those within the tokens it keeps, the actor's are over all; "
+                f"alarms.max_mismatch={config.alarms.max_mismatch:g} would take the difference for stale weights"
+            )
+            refuse(config, f"rollout.{name}", rule, f"Set rollout.{name}={off:g}, or alarms.max_mismatch=0")
 
 
 def _check_unused(config: Config) -> None:

@@ -107,6 +107,7 @@ class RolloutConfig:
     tools: str | None = key(
         None, "With max_turns > 1, your tools: package.module:function, or file.py:function (see the README)."
     )
+    tools_timeout: float = key(60.0, "Seconds that the tools may take to answer one turn.", gt=0)
     vllm_python: str | None = key(
         None, "Interpreter of the environment that holds vLLM; the trainer starts the server and ends it."
     )
@@ -164,7 +165,7 @@ class TrainConfig:
     debug: str = key(
         "off",
         "rollout_only: sample, score and dump, but update nothing. train_only: take each step's scored answers from "
-        "train.replay and sample nothing; the same dump trains alike on any layout.",
+        "train.replay and sample nothing; the same dump trains alike on any layout. Neither evaluates.",
         choices=("off", "rollout_only", "train_only"),
     )
     replay: str | None = key(None, "With debug=train_only: a directory of step-N.jsonl, the rollouts of another run.")

@@ -134,12 +134,19 @@ def text(row: dict, name: str) -> str:
     value = field(row, name, str)
     if not value.strip():
         raise BadRow(f"field {name!r} is {describe(value)}, must not be blank")
+    fault = lone_surrogate(value)
+    if fault:
+        raise BadRow(f"field {name!r} has {fault}")
+    return value
+
+
+def lone_surrogate(value: str) -> str:
+    """The first character that is no Unicode by itself, and where, in words; "" when there is none."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise BadRow(f"field {name!r} has the lone surrogate U+{code:04X} at character {error.start}") from None
-    return value
+        return f"the lone surrogate U+{ord(value[error.start]):04X} at character {error.start}"
+    return ""
 
 
 def describe(value: object) -> str:

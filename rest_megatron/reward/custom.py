@@ -47,7 +47,7 @@ class FunctionReward:
         text = response.decode("utf-8", "replace")
         try:
             result = self.function(text, truth, progress=progress, step=step)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"{self.name} raised {say(error)}, on {excerpt(text)}") from error
         try:
             return _read_result(result)

@@ -100,7 +100,7 @@ class Dialogues:
 
     def _answered(self, dialogues: list["_Dialogue"]) -> list["_Dialogue"]:
         """Those that the tools answered and that have room for another turn, their answers appended."""
-        replies = self.parallel.on_main(lambda: self._replies(dialogues))
+        replies = self.parallel.on_main(lambda: self._replies(dialogues)) if dialogues else []
         for dialogue, reply in zip(dialogues, replies, strict=True):
             if reply is not None:
                 dialogue.hear(*reply)

@@ -15,7 +15,8 @@ from rest_megatron.rollout.client import Client
 from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.replies import Question, Sampling, ask, prompt_seed
 
-NEW_TOKENS = 8
+# Eight tokens of each prompt. Two short answers take half as many of the server's steps as a long one.
+NUM_ANSWERS, NEW_TOKENS = 2, 4
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05}
 
 
@@ -37,10 +38,12 @@ class Probe:
         self._sampling = Sampling(sampling.temperature, 1.0, 0, 0.0, sampling.stop_token_ids, sampling.vocab_size)
         count = min(NEW_TOKENS, config.rollout.max_new_tokens)
         seed = config.run.seed
-        self._questions = [Question(i, tuple(p), 1, count, prompt_seed(seed, i)) for i, p in enumerate(prompts)]
+        self._questions = [
+            Question(i, tuple(p), NUM_ANSWERS, count, prompt_seed(seed, i)) for i, p in enumerate(prompts)
+        ]
 
     def sample(self, client: Client, version: int, seconds: float) -> list[Sample]:
-        """One short answer to each prompt. Raises EngineError."""
+        """Short answers to each prompt. Raises EngineError."""
         samples: list[Sample] = []
         for reply in ask(client, self._questions, self._sampling, version, seconds):
             if isinstance(reply, EngineError):
@@ -84,7 +87,7 @@ def compare(samples: Sequence[Sample], log_probs: Sequence[float], version: int,
     first = samples[0].token_ids
     raise EngineError(
         f"after the update to version {version} vLLM does not sample from the actor's weights: over {len(difference)} "
-        f"tokens of {len(samples)} prompts its log-probs differ from the actor's by {mean:.3g} on average (at most "
+        f"tokens of {len(samples)} answers its log-probs differ from the actor's by {mean:.3g} on average (at most "
         f"{largest:.3g}), the mean must be at most {tolerance:g} (rollout.probe_tolerance).\n"
         f"  First answer: tokens {list(first)}, vLLM {_rounded(theirs[: len(first)])}, "
         f"actor {_rounded(ours[: len(first)])}\n"

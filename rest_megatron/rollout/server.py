@@ -49,7 +49,7 @@ def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[S
         opened[0].wait_ready()
 
     try:
-        if config.rollout.engine == "vllm" and config.train.debug != "train_only":
+        if config.rollout.engine == "vllm":
             parallel.on_main(start)
         yield opened[0] if opened else None
     finally:

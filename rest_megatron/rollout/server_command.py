@@ -16,6 +16,7 @@ API_KEY = "VLLM_API_KEY"
 BACKEND = "rest_files"
 WORKER_DIRECTORY = Path(__file__).parent / "vllm_worker"
 WORKER_EXTENSION = "rest_vllm_worker.Extension"
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 MAX_CPU_SEQUENCES = 128
 MAX_CPU_CACHE_BYTES = 4 << 30
 CPU_BLOCK_TOKENS = 128
@@ -51,6 +52,7 @@ def server_arguments(config: Config, model: Mapping[str, Any], on_cpu: bool) -> 
     ours: dict[str, Any] = {
         "model": os.path.abspath(config.model.path),
         "served_model_name": MODEL_NAME,
+        "runner": "generate",
         "dtype": config.model.dtype,
         "max_model_len": longest,
         "seed": config.run.seed,
@@ -64,6 +66,9 @@ def server_arguments(config: Config, model: Mapping[str, Any], on_cpu: bool) -> 
         "weight_transfer_config": {"backend": BACKEND},
         "uvicorn_log_level": "warning",
     }
+    if not model.get("architectures"):
+        # From a bare configuration vLLM would make a model that embeds text.
+        ours["hf_overrides"] = {"architectures": [ARCHITECTURES[model["model_type"]]]}
     if on_cpu:
         ours |= {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_cache_bytes(config, model)}
     return {**ours, **config.vllm}

@@ -8,16 +8,20 @@ which tells one row from another. Returns the tools' messages, [{"role": "tool",
 None to end the dialogue.
 
 A function that keeps no state of its own but follows what was said gives the same dialogues in every run. Dialogues
-are answered in several threads at once. What the function gets wrong stops the run with a DataError.
+are answered in several threads at once, each within rollout.tools_timeout. What the function gets wrong stops the run
+with a DataError.
 """
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rest_megatron.config.schema import Config
-from rest_megatron.data.rows import describe
+from rest_megatron.data.rows import describe, lone_surrogate
 from rest_megatron.data.template import Message
 from rest_megatron.errors import DataError
 from rest_megatron.user_code import excerpt, load_function, say
@@ -35,29 +39,69 @@ class Question(NamedTuple):
     prompt: str
 
 
+@dataclass
+class _Call:
+    """One question on its way."""
+
+    question: Question
+    begun: threading.Event = field(default_factory=threading.Event)
+    started: float = 0.0
+    """By the monotonic clock, once begun."""
+    answer: Future = field(default_factory=Future)
+
+
 @dataclass(frozen=True)
 class Tools:
-    """A user's tools. name: how messages call them."""
+    """A user's tools. name: how messages call them. seconds: the longest that they may take to answer a question."""
 
     function: Callable[..., Any]
     name: str
+    seconds: float
 
     def answers(self, questions: Sequence[Question]) -> list[list[Message] | None]:
         """The function's answer to each question, in their order.
 
-        Raises DataError, that of the first question, when it raises or returns anything but messages.
+        Raises DataError, that of the first question, when it raises, returns anything but messages, or takes too long.
         """
-        if not questions:
-            return []
-        with ThreadPoolExecutor(min(THREADS, len(questions))) as threads:
-            return list(threads.map(self._answer, questions))
+        calls = [_Call(question) for question in questions]
+        waiting = deque(calls)
+        for _ in range(min(THREADS, len(calls))):
+            # A daemon: one that is stuck must not keep the interpreter from ending.
+            threading.Thread(target=self._work, args=[waiting], daemon=True).start()
+        try:
+            return [self._result(call) for call in calls]
+        finally:
+            waiting.clear()
+
+    def _work(self, waiting: deque["_Call"]) -> None:
+        """Answer calls until none waits."""
+        while True:
+            try:
+                call = waiting.popleft()
+            except IndexError:
+                return
+            call.started = time.monotonic()
+            call.begun.set()
+            try:
+                call.answer.set_result(self._answer(call.question))
+            except BaseException as error:
+                call.answer.set_exception(error)
+
+    def _result(self, call: "_Call") -> list[Message] | None:
+        # All calls before this one are done, so a thread is free for it.
+        call.begun.wait()
+        try:
+            return call.answer.result(max(0.0, call.started + self.seconds - time.monotonic()))
+        except TimeoutError:
+            late = f"took more than rollout.tools_timeout={self.seconds:g} seconds"
+            raise DataError(f"{self.name} {late}, on {excerpt(call.question.response)}") from None
 
     def _answer(self, question: Question) -> list[Message] | None:
         response, messages, prompt = question
         try:
             # A copy: what the function does to its list must not change what was said.
             result = self.function(response, [dict(message) for message in messages], prompt=prompt)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"{self.name} raised {say(error)}, on {excerpt(response)}") from error
         try:
             return None if result is None else _read_messages(result)
@@ -68,7 +112,8 @@ class Tools:
 def load_tools(config: Config) -> Tools:
     """Those of rollout.tools. Raises ConfigError when the function cannot be loaded, or called as it must be."""
     name, where = config.rollout.tools, config.where("rollout.tools")
-    return Tools(load_function("rollout.tools", name, where, CALL, "", [], prompt=""), f"rollout.tools={name}")
+    function = load_function("rollout.tools", name, where, CALL, "", [], prompt="")
+    return Tools(function, f"rollout.tools={name}", config.rollout.tools_timeout)
 
 
 def _read_messages(result: object) -> list[Message]:
@@ -84,4 +129,7 @@ def _read_messages(result: object) -> list[Message]:
             raise ValueError(f"role {message['role']!r} in message {number}, must be one of {', '.join(ROLES)}")
         if not isinstance(message["content"], str):
             raise ValueError(f"content {describe(message['content'])} in message {number}, must be a string")
+        fault = lone_surrogate(message["content"])
+        if fault:
+            raise ValueError(f"content with {fault} in message {number}, must be valid Unicode")
     return [dict(message) for message in result]

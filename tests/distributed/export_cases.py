@@ -1,5 +1,6 @@
 """What the gloo workers run for the export tests."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -9,9 +10,10 @@ from transformers import AutoConfig
 
 from rest_megatron.actor.model import DTYPES, Policy
 from rest_megatron.actor.parallel import Parallel, initialize
-from rest_megatron.checkpoint import hf
+from rest_megatron.checkpoint import hf, stage
 from rest_megatron.checkpoint.hf import RandomWeights, Safetensors, export, load_weights
 from rest_megatron.config.schema import Config
+from rest_megatron.errors import CheckpointError
 from rest_megatron.launch import Launch
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
@@ -65,5 +67,19 @@ def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
         try:
             export(policy, parallel, directory, model)
         except OSError as error:
+            return str(error)
+    return ""
+
+
+def partly_failed_export(launch: Launch, model: Path, layout: Layout, directory: Path, bad_rank: int) -> str:
+    """An export that one rank has no room for: the error's text, on every rank."""
+    config = make_config(model, layout)
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    policy = loaded(config, parallel)
+    full = mock.patch.object(stage, "save_file", side_effect=OSError(28, "No space left on device"))
+    with full if launch.rank == bad_rank else nullcontext():
+        try:
+            export(policy, parallel, directory, model)
+        except CheckpointError as error:
             return str(error)
     return ""

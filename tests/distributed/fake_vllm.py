@@ -6,12 +6,8 @@ start and finish, an engine that dies when it samples from them. Faults are told
 
 import copy
 import hashlib
-import json
-import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,61 +16,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rest_megatron.rollout.client import Address
+from tests.distributed.fake_faults import BAD_REPLIES, Fault
+from tests.distributed.fake_http import Cut, Died, Failed, Handler, Listener
 
 FAULT_TEXT = "the fake says: out of luck"
 HANG_SECONDS = 60.0
-
-
-@dataclass
-class Fault:
-    """What goes wrong at a call, `times` times after `skip` times without.
-
-    call: a path, or "probe" or "generate" for /v1/completions with one answer or several.
-    kind: error, hang, close (in the middle of the reply), die, wrong_version, or a name in BAD_REPLIES.
-    """
-
-    call: str
-    kind: str
-    times: int = 1
-    skip: int = 0
-
-
-def _first(choices: list[dict], **changes) -> list[dict]:
-    return [choices[0] | changes, *choices[1:]]
-
-
-def _nan(choices: list[dict]) -> list[dict]:
-    return _first(choices, logprobs={"token_logprobs": [float("nan")] * len(choices[0]["token_ids"])})
-
-
-def _longer(choices: list[dict], extra: int) -> list[dict]:
-    ids, values = choices[0]["token_ids"], choices[0]["logprobs"]["token_logprobs"]
-    longer = ids[:1] * extra + ids
-    return _first(choices, token_ids=longer, logprobs={"token_logprobs": values[:1] * extra + values})
-
-
-BAD_REPLIES = {
-    "nan": _nan,
-    "empty": lambda choices: _first(choices, token_ids=[], logprobs={"token_logprobs": []}),
-    "half": lambda choices: choices[: len(choices) // 2],
-    "too_long": lambda choices: _longer(choices, 100),
-    "outside_vocabulary": lambda choices: _first(choices, token_ids=[10**6] + choices[0]["token_ids"][1:]),
-    "no_log_probs": lambda choices: _first(choices, logprobs=None),
-    "abort": lambda choices: _first(choices, finish_reason="abort"),
-    "other_prompt": lambda choices: _first(choices, prompt_token_ids=[1]),
-}
-
-
-class Died(Exception):
-    """The process is gone."""
-
-
-class Failed(Exception):
-    """A reply with an error status."""
-
-    def __init__(self, status: int, text: str):
-        super().__init__(text)
-        self.status = status
 
 
 class FakeVLLM:
@@ -101,8 +47,8 @@ class FakeVLLM:
         self.usable, self.engine_dead, self.asleep = True, False, set()
         self.prefixes: dict[tuple, object] = {}
         self.stopped = threading.Event()
-        self.connections: set[_Handler] = set()
-        self.server = _Listener(self)
+        self.connections: set[Handler] = set()
+        self.server = Listener(self)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -130,7 +76,7 @@ class FakeVLLM:
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         name = path
         if path == "/v1/completions":
-            name = "probe" if body["n"] == 1 else "generate"
+            name = "probe" if body["n"] == 2 else "generate"
         with self.lock:
             self.calls.append(name)
             kind = self._fault(name)
@@ -151,7 +97,7 @@ class FakeVLLM:
             reply["choices"] = BAD_REPLIES[kind](reply["choices"])
         if kind == "wrong_version":
             reply["weight_version"] = "12345"
-        return _Cut(reply) if kind == "close" else reply
+        return Cut(reply) if kind == "close" else reply
 
     def _fault(self, name: str) -> str | None:
         for fault in self.faults:
@@ -288,73 +234,6 @@ class FakeVLLM:
             ids.append(token.squeeze(1))
             values.append(table.gather(1, token).squeeze(1))
         return list(zip(torch.stack(ids, 1).tolist(), torch.stack(values, 1).tolist(), strict=True))
-
-
-@dataclass
-class _Cut:
-    """A reply of which only half is sent."""
-
-    reply: object
-
-
-class _Listener(ThreadingHTTPServer):
-    """Listens on the fake's socket, and knows every open connection."""
-
-    daemon_threads = True
-
-    def __init__(self, fake: FakeVLLM):
-        self.fake = fake
-        self.address_family = socket.AF_UNIX if fake.uds is not None else socket.AF_INET
-        super().__init__(("127.0.0.1", 0) if fake.uds is None else str(fake.uds), _Handler)
-
-    def server_bind(self) -> None:
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-
-    def handle_error(self, request, client_address) -> None:
-        """A client that has gone is no matter."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.fake.connections.add(self)
-
-    def close_now(self) -> None:
-        try:
-            self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
-
-    def do_GET(self) -> None:
-        self._do("GET")
-
-    def do_POST(self) -> None:
-        self._do("POST")
-
-    def _do(self, method: str) -> None:
-        fake = self.server.fake
-        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.close_connection = True
-        try:
-            status, reply = 200, fake.answer(method, self.path, json.loads(raw or b"{}"))
-        except Died:
-            return
-        except Failed as error:
-            status, reply = error.status, {"error": {"message": str(error), "code": error.status}}
-        if fake.stopped.is_set():
-            return
-        cut = isinstance(reply, _Cut)
-        content = b"" if reply is None else json.dumps(reply.reply if cut else reply).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
-
-    def log_message(self, *args) -> None:
-        """Quiet."""
 
 
 class FakeServer:

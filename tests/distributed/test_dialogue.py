@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from rest_megatron.observe.response import read_response
 from rest_megatron.rollout.sampler import Sampler
+from rest_megatron.tokens import token_bytes
 from tests.distributed.test_training import CUT, same
 from tests.distributed.training_cases import ran, read_metrics
 from tests.system.runs import make_run
@@ -79,6 +81,17 @@ def test_the_engine_s_log_probs_of_every_turn_are_the_actor_s(runs):
     for row in read_metrics(runs["one"]):
         assert 0 < row["mismatch/max"] < 1e-4
         assert row["actor/grad_norm"] > 0
+
+
+def test_a_dump_tells_which_ids_were_sampled_and_a_heatmap_shows_those(runs):
+    table = token_bytes(AutoTokenizer.from_pretrained(runs["one"] / "hf"))
+    for row in (row for row in dumped(runs["one"]) if row["parts"]["turns"] > 1):
+        assert len(row["regions"]) == len(row["log_probs"]) == len(row["ids"]) > sum(row["response_mask"])
+        heard = [i for i, sampled in zip(row["ids"], row["response_mask"], strict=True) if not sampled]
+        assert "</tool_response>" in b"".join(table[i] for i in heard).decode()
+        response = read_response(row, table)
+        assert len(response.ids) == sum(row["response_mask"])
+        assert len(response.ids) == len(response.weights) and sum(response.weights) == pytest.approx(len(response.ids))
 
 
 def test_tools_answered_and_their_words_count_for_the_reward_but_not_for_the_length(runs):

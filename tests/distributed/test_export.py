@@ -8,7 +8,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.cases import Layout, merged
-from tests.distributed.export_cases import exported_twice, interrupted_export, random_weights, trained_and_exported
+from tests.distributed.export_cases import (
+    exported_twice,
+    interrupted_export,
+    partly_failed_export,
+    random_weights,
+    trained_and_exported,
+)
 
 LAYOUTS = [
     Layout(),
@@ -110,3 +116,11 @@ def test_an_existing_directory_is_replaced_only_by_a_complete_export(pool, tiny_
     pool.run(exported_twice, 1, model, Layout(), "float32", tmp_path, ONE_FILE)
     assert same(read(out), read(model))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("layout, bad_rank", [(Layout(tp=2), 0), (Layout(pp=2), 1), (Layout(tp=2, pp=2), 2)], ids=str)
+def test_a_stage_without_room_ends_the_export_on_every_rank(pool, tiny_model, tmp_path, layout, bad_rank):
+    out = tmp_path / "out"
+    errors = pool.run(partly_failed_export, layout.world_size, tiny_model(), layout, out, bad_rank)
+    assert len(set(errors)) == 1 and "No space left on device" in errors[0]
+    assert not out.exists()

@@ -84,6 +84,8 @@ def test_answers_end_as_the_engines_protocol_says(pool, tiny_model, answers, tmp
         assert (sample.token_ids[-1] in STOP) is (sample.finish_reason == "stop")
         assert len(sample.log_probs) == len(sample.token_ids)
     assert len({s.token_ids for s in samples}) == len(samples), "answers of a group differ"
+    lengths = [{len(s.token_ids) for s in group if s.finish_reason == "length"} for group in result["limited"]]
+    assert lengths == [{1}, {2}, {3}], "each prompt has a limit of its own"
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2)], ids=str)

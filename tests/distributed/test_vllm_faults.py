@@ -6,7 +6,8 @@ import pytest
 
 from rest_megatron.rollout.replies import prompt_seed
 from tests.distributed.cases import Layout
-from tests.distributed.fake_vllm import BAD_REPLIES, FAULT_TEXT, Fault
+from tests.distributed.fake_faults import BAD_REPLIES, Fault
+from tests.distributed.fake_vllm import FAULT_TEXT
 from tests.distributed.test_sync import PROBED, PUSH, largest_error, read_weights
 from tests.distributed.vllm_cases import GENERATE_SECONDS, GROUP_SIZE, PROMPTS, SYNC_SECONDS, Scenario, faults_in_a_row
 

@@ -19,7 +19,8 @@ from rest_megatron.launch import Launch
 from rest_megatron.rollout import sync
 from rest_megatron.rollout.vllm import VLLMEngine
 from tests.distributed.cases import Layout, make_config, named, share, start
-from tests.distributed.fake_vllm import FakeServer, FakeVLLM, Fault
+from tests.distributed.fake_faults import Fault
+from tests.distributed.fake_vllm import FakeServer, FakeVLLM
 from tests.tiny import VOCAB, Answers
 
 TEMPERATURE = 0.7
@@ -122,7 +123,8 @@ def followed(launch: Launch, model: Path, layout: Layout, answers: Answers, dire
             for _ in range(2):
                 actor.update(*ours)
         calls = server.fake.calls if server else []
-    return {"rounds": rounds, "error": error, "calls": calls}
+        limited = [] if error else engine.generate(PROMPTS, group_size=GROUP_SIZE, seed=5, max_new_tokens=[1, 2, 3])
+    return {"rounds": rounds, "error": error, "calls": calls, "limited": limited}
 
 
 def slept(launch: Launch, model: Path, layout: Layout, directory: Path, can_sleep: bool) -> dict:

@@ -193,12 +193,17 @@ def test_a_mismatch_is_told_in_the_step_in_which_it_begins_and_ends():
 
 
 def test_the_mismatch_alarm_says_how_far_how_old_and_what_to_look_at():
-    row = {"mismatch/mean": 1.25, "mismatch/max": 4.75, "rollout/weight_version": 7.0, "rollout/weight_lag": 2.0}
+    row = {"mismatch/mean": 1.25, "mismatch/max": 4.75, "rollout/weight_version": 7.0, "rollout/weight_lag": 0.0}
     (message,) = Alarms(AlarmsConfig()).update(9, row)
-    for said in ("1.2", "4.8", "weight version 7, 2 optimizer steps behind", "alarms.max_mismatch", "model.dtype"):
+    for said in ("1.2", "4.8", "weight version 7", "alarms.max_mismatch", "model.dtype"):
         assert said in message
     for said in ("rollout.temperature", "rollout.probe_tolerance", "processed"):
         assert said in message
+
+
+def test_answers_of_older_weights_differ_for_that_reason_and_are_no_alarm():
+    alarms = Alarms(AlarmsConfig())
+    assert alarms.update(1, {"mismatch/mean": 1.25, "rollout/weight_lag": 3.0}) == [] and on(alarms) == set()
 
 
 def test_a_step_without_a_mismatch_leaves_its_alarm_and_an_infinite_one_begins_it():

@@ -9,7 +9,7 @@ from rest_megatron.errors import ConfigError
 
 SPAWN = ["rollout.engine=vllm", "rollout.vllm_python=/env/bin/python"]
 ATTACH = ["rollout.engine=vllm", "rollout.vllm_url=http://node7:8000"]
-UNCORRECTED = ["algorithm.importance_cap=null", "algorithm.importance_mask=null"]
+UNCORRECTED = ["algorithm.importance_cap=null", "algorithm.importance_mask=null", "alarms.max_mismatch=0"]
 
 
 def refused(check, *words: str) -> str:

@@ -73,7 +73,7 @@ def tool(content):
 def dialogues(tokenizer, script, respond, *overrides, **engine):
     config = load((), [f"model.path={MODEL}", "rollout.max_turns=4", "rollout.max_new_tokens=1000", *overrides])
     engine = Engine(tokenizer, script, **engine)
-    tools = Tools(respond, "rollout.tools=mine.py:f")
+    tools = Tools(respond, "rollout.tools=mine.py:f", 30.0)
     table = token_bytes(tokenizer)
     return Dialogues(engine, ALONE, config.rollout, read_turns(config, tokenizer), tools, table), engine
 
@@ -260,32 +260,6 @@ def test_ids_stay_those_that_were_drawn_however_they_would_be_tokenised_again(to
         assert drawn == said[: len(heard) + 1]
         tokenised_again += tuple(tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False)) != ids
     assert tokenised_again > 40, "the property is not worth much with ids that survive a second tokenisation"
-
-
-@pytest.mark.parametrize(
-    "result, reason",
-    [
-        ("21", "str '21', must be a list of messages"),
-        ({"role": "tool", "content": "21"}, "dict .*, must be a list of messages"),
-        ([], "an empty list, must hold a message; None ends the dialogue"),
-        (["21"], "str '21' as message 0, must be a dict of role and content"),
-        ([*tool("1"), {"role": "tool"}], "dict .* as message 1, must be a dict of role and content"),
-        ([{"role": "tool", "content": "1", "name": "f"}], "dict .* as message 0, must be a dict of role and content"),
-        ([{"role": "assistant", "content": "1"}], "role 'assistant' in message 0, must be one of tool, user"),
-        ([{"role": "tool", "content": 21}], "content int 21 in message 0, must be a string"),
-    ],
-)
-def test_what_is_no_answer_of_tools_ends_the_run(tokenizer, result, reason):
-    with pytest.raises(DataError, match=f"rollout.tools=mine.py:f returned {reason}.*on the response 'call' of 4"):
-        run(tokenizer, ["call"], lambda *_, **__: result)
-
-
-def test_an_exception_of_the_tools_names_the_response_and_the_place(tokenizer):
-    def respond(response, messages, *, prompt):
-        raise KeyError("Paris")
-
-    with pytest.raises(DataError, match=r"mine.py:f raised KeyError\('Paris'\) at .*test_dialogue.py:\d+, on the resp"):
-        run(tokenizer, ["call"], respond)
 
 
 def test_messages_that_the_template_refuses_end_the_run(tokenizer):

@@ -87,3 +87,10 @@ def test_a_vocabulary_of_many_blocks_is_drawn_as_by_one_cumulative_sum(vocab):
     # float32 exponentials move the borders between tokens by about 1e-7.
     assert (tokens != want).sum() <= 2
     assert torch.allclose(log_probs, exact.gather(1, tokens.unsqueeze(1)).squeeze(1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocab, impossible", [(200, 0), (300, 0), (300, 20), (700, 300), (5000, 0), (5000, 600)])
+def test_the_largest_number_below_one_draws_a_possible_token_of_any_row(vocab, impossible):
+    logits = torch.cat([make_logits(3000, vocab - impossible), torch.full((3000, impossible), -INF)], dim=1)
+    tokens, log_probs = draw_tokens(logits, torch.full((3000,), ALMOST_ONE[1], dtype=torch.float64), 1.0, None)
+    assert tokens.max() < vocab - impossible and log_probs.isfinite().all()

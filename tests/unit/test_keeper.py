@@ -113,6 +113,12 @@ def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(start):
     assert case.private.exists(), "the trainer still uses it"
 
 
+def test_a_server_whose_keeper_is_killed_is_told_to_end(start):
+    case = start()
+    os.kill(case.keeper, signal.SIGKILL)
+    assert wait(lambda: not runs(case.pids[0]), 5)
+
+
 def test_what_a_server_that_ends_by_itself_leaves_is_killed_and_its_exit_code_passed_on(tmp_path):
     notes = tmp_path / "pids"
     server = [sys.executable, "-ISc", SERVER, str(notes), "end"]

@@ -15,7 +15,7 @@ from rest_megatron.data.prompts import Prompt
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_response
 from rest_megatron.observe.rollouts import dump_rollouts, prompt_hash, rollout_metrics
-from rest_megatron.replay import Replay, without_engine
+from rest_megatron.replay import Replay
 from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
 
@@ -200,12 +200,6 @@ def test_a_missing_step_is_named_with_what_is_needed(replayed, step, fix):
     message = refused(replayed)
     assert f"holds no step-{step}.jsonl; train.steps=2 needs step-1.jsonl to step-2.jsonl, 1 of them" in message
     assert fix in message
-
-
-def test_a_run_that_samples_nothing_needs_no_server_and_no_tools():
-    overrides = ["rollout.engine=vllm", "rollout.vllm_url=http://a", "vllm.max_model_len=9", "rollout.max_turns=2"]
-    config = without_engine(load((), [*overrides, "rollout.tools=a:b", "rollout.top_p=0.5", "rollout.group_size=3"]))
-    assert config.rollout == replace(load().rollout, group_size=3) and config.vllm == {}
 
 
 def test_saved_answers_are_checked_before_a_job_starts(replayed, monkeypatch):

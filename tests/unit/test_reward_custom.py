@@ -142,6 +142,12 @@ def test_an_exception_names_function_response_and_place(module):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_function_that_exits_ends_the_run_with_an_error():
+    reward = FunctionReward(lambda *_, **__: sys.exit(), "mine")
+    with pytest.raises(DataError, match=r"mine raised SystemExit\(\) at .*, on the response 'answer'"):
+        reward.score(b"answer", "truth", progress=0.0, step=1)
+
+
 def test_any_ground_truth_but_a_blank_one_is_read():
     assert returning(0).read("anything at all") == "anything at all"
     with pytest.raises(ValueError, match="blank"):

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
+from rest_megatron import cli
 from rest_megatron.commands import print_server
 from rest_megatron.config import load
-from rest_megatron.config.check import check_settings
+from rest_megatron.config.check import MODEL_TYPES, check_settings
 from rest_megatron.errors import ConfigError
 from rest_megatron.rollout.server_command import (
     CPU_VARIABLES,
@@ -24,13 +26,15 @@ from rest_megatron.rollout.server_command import (
 
 # Qwen3-14B; keys and values of a token: 2 x 40 layers x 8 heads x 128 x 2 bytes = 160 KiB.
 MODEL = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
     "hidden_size": 5120,
     "num_hidden_layers": 40,
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
-TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 SPAWN = ["rollout.engine=vllm", "rollout.vllm_python=/env/bin/python", "model.path=/models/policy"]
 
 
@@ -43,6 +47,7 @@ def test_what_the_trainer_relies_on_is_said_to_the_server():
     assert arguments(*words) == {
         "model": "/models/policy",
         "served_model_name": "policy",
+        "runner": "generate",
         "dtype": "float32",
         "max_model_len": 1024,
         "seed": 7,
@@ -53,6 +58,14 @@ def test_what_the_trainer_relies_on_is_said_to_the_server():
         "weight_transfer_config": {"backend": "rest_files"},
         "uvicorn_log_level": "warning",
     }
+
+
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+def test_a_configuration_that_names_no_class_is_served_as_a_language_model(kind):
+    bare = {name: value for name, value in MODEL.items() if name != "architectures"} | {"model_type": kind}
+    (name,) = arguments(model=bare)["hf_overrides"]["architectures"]
+    assert hasattr(transformers, name) and name.lower() == f"{kind}forcausallm"
+    assert "hf_overrides" not in arguments(model=MODEL)
 
 
 def test_relative_model_paths_are_made_absolute(monkeypatch, tmp_path):
@@ -192,6 +205,16 @@ def test_the_printed_line_runs_in_a_shell_and_listens_where_the_url_says(model, 
     assert json.loads(given["--compilation-config"]) == {"mode": 0}
     assert variables["PYTHONPATH"] == str(WORKER_DIRECTORY) and variables["VLLM_SERVER_DEV_MODE"] == "1"
     assert variables.items() >= CPU_VARIABLES.items()
+
+
+def test_the_command_line_prints_it_once_per_job(model, capsys):
+    argv = ["print-server", *ATTACH, f"model.path={model}"]
+    assert cli.main(argv, {}) == 0
+    assert capsys.readouterr().out == printed(model)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    second = {"RANK": "1", "LOCAL_RANK": "1", **place}
+    assert cli.main(argv, second) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_a_server_for_gpus_is_printed_unless_the_device_is_cpu(model):

@@ -1,6 +1,6 @@
 """What the gloo workers run against a real vLLM server, and the oracle: Hugging Face on the weights that were sent."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,19 @@ LONGEST_PROMPT = 180
 SECONDS = 60.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A model and how a server holds it."""
+
+    name: str
+    tied: bool = False
+    dtype: str = "float32"
+    tensor_parallel: int = 1
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def rollout_config(model: Path, layout: Layout, dtype: str) -> Config:
     """Of a trainer that attaches to a server it has been given."""
     rollout = RolloutConfig(
@@ -41,7 +54,7 @@ def rollout_config(model: Path, layout: Layout, dtype: str) -> Config:
     return replace(config, rollout=rollout, data=DataConfig(max_prompt_tokens=LONGEST_PROMPT))
 
 
-def server_config(model: Path, kind) -> Config:
+def server_config(model: Path, kind: Kind) -> Config:
     """Of the server for such a trainer."""
     config = rollout_config(model, Layout(), kind.dtype)
     return replace(config, vllm={"tensor_parallel_size": kind.tensor_parallel})

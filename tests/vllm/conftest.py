@@ -1,7 +1,6 @@
 """Real vLLM servers for the tests here. `make test-vllm` installs vLLM and names its interpreter."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,6 @@ def vllm_python(request) -> str:
     return python
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A model and how a server holds it."""
-
-    name: str
-    tied: bool = False
-    dtype: str = "float32"
-    tensor_parallel: int = 1
-
-    def __str__(self) -> str:
-        return self.name
-
-
 @pytest.fixture(scope="session")
 def serve(vllm_python, tiny_model, tmp_path_factory):
     """`serve(kind)`: the directory of a tiny model, and a server of it that runs until the session ends.
@@ -43,14 +29,16 @@ def serve(vllm_python, tiny_model, tmp_path_factory):
     """
     import torch
 
+    from rest_megatron.config.check import read_model_config
     from rest_megatron.rollout.server_command import server_arguments, server_environment
     from rest_megatron.rollout.spawned import SpawnedServer
     from tests.system.runs import TOKENIZER, environment
     from tests.vllm.cases import server_config
 
     running = {}
+    shared = set(Path("/dev/shm").glob("vllm_dist_*"))
 
-    def get(kind: Kind):
+    def get(kind):
         if kind in running:
             return running[kind]
         model = tiny_model("qwen3", kind.tied, getattr(torch, kind.dtype))
@@ -59,10 +47,9 @@ def serve(vllm_python, tiny_model, tmp_path_factory):
         for file in Path(TOKENIZER).glob("tokenizer*"):
             shutil.copy(file, directory)
         config = server_config(directory, kind)
-        sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64, "head_dim": 32}
         server = SpawnedServer(
             vllm_python,
-            server_arguments(config, sizes, on_cpu=True),
+            server_arguments(config, read_model_config(config), on_cpu=True),
             server_environment(config, environment(), on_cpu=True),
             directory / "vllm.log",
             start_timeout=240,
@@ -74,3 +61,6 @@ def serve(vllm_python, tiny_model, tmp_path_factory):
     yield get
     for _, server in running.values():
         server.close()
+    # On CPU two workers leave what they have talked through.
+    for file in set(Path("/dev/shm").glob("vllm_dist_*")) - shared:
+        file.unlink(missing_ok=True)

@@ -12,8 +12,7 @@ from rest_megatron.rollout.client import Client
 from rest_megatron.rollout.delivery import Delivery
 from rest_megatron.rollout.sync import describe_file
 from tests.distributed.cases import Layout
-from tests.vllm.cases import PROMPTS, SECONDS, differences, rollout_config, sample, two_updates
-from tests.vllm.conftest import Kind
+from tests.vllm.cases import PROMPTS, SECONDS, Kind, differences, rollout_config, sample, two_updates
 
 pytestmark = pytest.mark.vllm
 

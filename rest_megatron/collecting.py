@@ -12,7 +12,7 @@ from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import group_relative, leave_one_out, zero_variance_groups
 from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
-from rest_megatron.scoring import add_judge, add_overlong, score_groups
+from rest_megatron.scoring import Groups, add_judge, add_overlong, score_groups
 from rest_megatron.session import Session
 
 
@@ -74,7 +74,7 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
         answers = session.rollout.generate(
             [p.token_ids for p in new],
             group_size=config.rollout.group_size,
-            seed=config.run.seed + 1_000_003 * step + 1_009 * (rounds - 1),
+            seed=rollout_seed(config.run.seed, step, rounds - 1),
         )
         sampled = time.perf_counter()
         scored = score(session, new, answers, progress, step)
@@ -98,9 +98,15 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
     )
 
 
-def score(
-    session: Session, prompts: Sequence[Prompt], groups: list[list[Sample]], progress: float, step: int
-) -> list[list[Score]]:
+def rollout_seed(seed: int, step: int, refill: int = 0) -> int:
+    """The seed of one rollout of a run with run.seed=`seed`; refill: which of the step's further ones, from 1 on.
+
+    Primes keep it from those of other steps and refills.
+    """
+    return seed + 1_000_003 * step + 1_009 * refill
+
+
+def score(session: Session, prompts: Sequence[Prompt], groups: Groups, progress: float, step: int) -> list[list[Score]]:
     """Rule or user reward, the judge's grade and the punishment of long answers, as configured."""
     config, table, parallel = session.config, session.token_table, session.parallel
     scores = score_groups(groups, prompts, session.reward, table, progress=progress, step=step, parallel=parallel)

@@ -3,14 +3,15 @@
 run.dir/rollout.jsonl has one row per answer, prompts in the order of their file, as `observe.rollouts.answer_rows`
 gives them; a killed run leaves the rows of the prompts it had finished. Rewards are those of a training step, a judge's
 grade and the punishment of long answers included, at the point of the ramp where held-out answers are scored
-(`evaluate.heldout.fixed_progress`). Draws depend on run.seed and rollout.prompts_per_step, not on the layout.
+(`evaluate.heldout.fixed_progress`). Draws depend on run.seed, rollout.prompts_per_step, rollout.group_size and
+rollout.max_new_tokens, not on the layout.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rest_megatron.collecting import score
+from rest_megatron.collecting import rollout_seed, score
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.tokenizer import read_tokenizer
@@ -20,11 +21,8 @@ from rest_megatron.observe.progress import text_table
 from rest_megatron.observe.rollouts import answer_rows, length_metrics, write_rows
 from rest_megatron.reading import read_prompts
 from rest_megatron.reward.score import Score
-from rest_megatron.rollout.engine import Sample
-from rest_megatron.scoring import reward_metrics
+from rest_megatron.scoring import Groups, reward_metrics
 from rest_megatron.session import Session, open_session
-
-Groups = list[list[Sample]]
 
 
 def main(config: Config, launch: Launch) -> None:
@@ -94,7 +92,7 @@ def answer(session: Session, prompts: Sequence[Prompt], number: int) -> tuple[Gr
     groups = session.rollout.generate(
         [prompt.token_ids for prompt in prompts],
         group_size=config.rollout.group_size,
-        seed=config.run.seed + 1_000_003 * number,
+        seed=rollout_seed(config.run.seed, number),
     )
     seconds = time.perf_counter() - started
     return groups, score(session, prompts, groups, fixed_progress(config.reward), config.train.steps), seconds

@@ -13,7 +13,17 @@ from rest_megatron.collecting import Experience, group_advantages
 from rest_megatron.config.check import read_model_config
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
-from rest_megatron.data.rows import BadRow, as_object, describe, field, first_faults, read_records, vector
+from rest_megatron.data.rows import (
+    LARGEST_FLOAT32,
+    NUMBER,
+    BadRow,
+    as_object,
+    describe,
+    field,
+    first_faults,
+    read_records,
+    vector,
+)
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_mask
 from rest_megatron.observe.rollouts import prompt_hash
@@ -21,8 +31,6 @@ from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
 
 FINISH_REASONS = ("stop", "length")
-_NUMBER = (int, float)
-_LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ class Replay:
         if min(ids) < 0 or max(ids) >= self.vocab_size:
             vocabulary = f"0..{self.vocab_size - 1}, the vocabulary of model.path={self.config.model.path}"
             raise BadRow(f"field 'ids' spans {min(ids)} to {max(ids)}, must lie in {vocabulary}")
-        log_probs = vector(row, "log_probs", _NUMBER, "numbers", len(ids))
+        log_probs = vector(row, "log_probs", NUMBER, "numbers", len(ids))
         broken = next((value for value in log_probs if not _is_finite(value)), None)
         if broken is not None:
             raise BadRow(f"field 'log_probs' holds {describe(broken)}, must be finite")
@@ -191,11 +199,11 @@ def _whole(row: Mapping, name: str, least: int) -> int:
 
 def _number(row: Mapping, name: str, holder: str = "") -> float:
     value = field(row, name, object)
-    if type(value) not in _NUMBER or not _is_finite(value):
+    if type(value) not in NUMBER or not _is_finite(value):
         raise BadRow(f"field {holder + name!r} is {describe(value)}, must be a finite number")
     return float(value)
 
 
 def _is_finite(value: float) -> bool:
     """As a float32; JSON has integers that no float can hold."""
-    return abs(value) <= _LARGEST_FLOAT32
+    return abs(value) <= LARGEST_FLOAT32

@@ -5,6 +5,9 @@ where the prompt has already opened the thought. It comes back as {"ids", "regio
 was given. Region means are those of the whole file, or of each answer with weights.scope=response. Where what the rule
 reads is missing, regions weigh 1 before the curriculum. An answer ends at its first end-of-turn token; what follows is
 padding, of region format and weight 0.
+
+A dialogue's row tells by `response_mask` which ids were sampled, and comes back with it. Each turn has the regions of
+an answer of its own; what tools said has null for region and weight, and may have it for the statistics.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
+from rest_megatron.answers import think_open, turns
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
@@ -26,6 +30,7 @@ from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import READ_BY_RULE, region_sums, token_statistic, token_weights
+from rest_megatron.observe.response import read_mask
 from rest_megatron.tokens import stop_token_ids, token_bytes
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
@@ -34,15 +39,41 @@ STATISTICS = tuple(BOUNDS)
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One of the assistant's."""
+
+    start: int
+    """Its first place among the row's ids."""
+    pieces: list[bytes]
+    """Of its tokens, padding included."""
+    length: int
+    """Tokens up to and with the end-of-turn token; the others are padding."""
+
+
+@dataclass(frozen=True)
 class Answer:
-    """One row. Padding after the end-of-turn token is in `ids` and `pieces` alone."""
+    """One row. An answer token is one that was sampled and is no padding."""
 
     ids: list[int]
-    pieces: list[bytes]
+    mask: list[bool]
+    """Whether each id was sampled; empty: all were."""
+    turns: list[Turn]
     regions: Tensor
     """[answer tokens] int64, `Region`."""
-    statistics: dict[str, list[float]]
-    """Those of STATISTICS that the row holds, one value per id."""
+    statistics: dict[str, list[float | None]]
+    """Those of STATISTICS that the row holds, one value per id; anything where it was not sampled."""
+
+    @property
+    def places(self) -> list[int]:
+        """Of the answer tokens, among `ids`."""
+        return [turn.start + i for turn in self.turns for i in range(turn.length)]
+
+    def spread(self, values: Sequence, padding: object) -> list:
+        """One entry per id, from one per answer token: `padding` there, and None where tools spoke."""
+        spread = [padding if own else None for own in self.mask or [True] * len(self.ids)]
+        for place, value in zip(self.places, values, strict=True):
+            spread[place] = value
+        return spread
 
 
 @dataclass(frozen=True)
@@ -61,17 +92,22 @@ class AnswerReader:
                 raise BadRow(
                     f"ids[{position}] is {describe(token)}, must be a token id in [0, {len(self.token_table) - 1}]"
                 )
-        end = next((position for position, token in enumerate(ids) if token in self.stop_ids), None)
-        pieces = [self.token_table[token] for token in ids]
-        length = len(ids) if end is None else end + 1
-        labels = label_regions(
-            pieces[:length],
-            stop_token=end is not None,
-            grammar=self.grammar,
-            think_open=read_think_open(row, self.grammar),
-        )
-        statistics = {name: _numbers(row, name, len(ids)) for name in STATISTICS if row.get(name) is not None}
-        return Answer(ids, pieces, torch.tensor(labels, dtype=torch.int64), statistics)
+        mask, pieces = read_mask(row, len(ids)), [self.token_table[token] for token in ids]
+        opened = read_think_open(row, self.grammar)
+        found, labels = [], []
+        for span in turns(ids, mask):
+            end = next((i for i, token in enumerate(ids[span], start=1) if token in self.stop_ids), None)
+            turn = Turn(span.start, pieces[span], len(pieces[span]) if end is None else end)
+            labels += label_regions(
+                turn.pieces[: turn.length],
+                stop_token=end is not None,
+                grammar=self.grammar,
+                think_open=think_open(ids[: span.start], self.token_table) if found else opened,
+            )
+            found.append(turn)
+        sampled = mask or [True] * len(ids)
+        statistics = {name: _numbers(row, name, sampled) for name in STATISTICS if row.get(name) is not None}
+        return Answer(ids, mask, found, torch.tensor(labels, dtype=torch.int64), statistics)
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:
@@ -109,42 +145,54 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, files: FileArgum
             totals = next(own) if settings.scope == "response" else whole_file
             yield _row(answer, _measured_weights(answer, totals, config, files.progress))
         else:
-            yield _row(answer, reference_weights(answer.pieces, step=files.step, answer_length=len(answer.regions)))
+            yield _row(answer, _reference_weights(answer, files.step))
 
 
 def _region_sums(answer: Answer, rule: str) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
     if not READ_BY_RULE[rule] <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)
-    length = len(answer.regions)
-    unread = [0.0] * length
-    vectors = (torch.tensor(answer.statistics.get(name, unread)[:length], dtype=torch.float64) for name in STATISTICS)
+    places, unread = answer.places, [0.0] * len(answer.ids)
+    values = (answer.statistics.get(name, unread) for name in STATISTICS)
+    vectors = (torch.tensor([own[place] for place in places], dtype=torch.float64) for own in values)
     return torch.stack(region_sums(token_statistic(rule, *vectors), answer.regions))
 
 
 def _measured_weights(answer: Answer, totals: Tensor, config: Config, progress: float) -> list[float]:
-    """One weight per id. totals: sums and counts [2, 4] whose means the rule goes by."""
+    """One weight per answer token. totals: sums and counts [2, 4] whose means the rule goes by."""
     by_region = scheduled_weights(totals[0] / totals[1], progress, FeedbackState(), config.weights)
-    weights = token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1)
-    return weights.tolist() + [0.0] * (len(answer.ids) - len(answer.regions))
+    return token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1).tolist()
+
+
+def _reference_weights(answer: Answer, step: int) -> list[float]:
+    """One weight per answer token, each turn by itself."""
+    weights = []
+    for turn in answer.turns:
+        weights += reference_weights(turn.pieces, step=step, answer_length=turn.length)[: turn.length]
+    return weights
 
 
 def _row(answer: Answer, weights: list[float]) -> dict:
-    padding = [Region.FORMAT] * (len(answer.ids) - len(answer.regions))
-    regions = [Region(label).label for label in answer.regions.tolist() + padding]
-    row = {"ids": answer.ids, "regions": regions, "weights": weights}
+    regions = [Region(label).label for label in answer.regions.tolist()]
+    row = {
+        "ids": answer.ids,
+        "regions": answer.spread(regions, Region.FORMAT.label),
+        "weights": answer.spread(weights, 0.0),
+    }
+    if answer.mask:
+        row["response_mask"] = answer.mask
     if "entropy" in answer.statistics:
         row["entropy"] = answer.statistics["entropy"]
     return row
 
 
-def _numbers(row: dict, name: str, length: int) -> list[float]:
-    """The list `row[name]` of `length` numbers within BOUNDS; BadRow when it is not one."""
+def _numbers(row: dict, name: str, sampled: Sequence[bool]) -> list[float | None]:
+    """The list `row[name]`, with a number within BOUNDS where an id was sampled; BadRow when it is not one."""
     values = field(row, name, list)
-    if len(values) != length:
-        raise BadRow(f"field {name!r} holds {len(values)} values for {length} ids; one for each is needed")
+    if len(values) != len(sampled):
+        raise BadRow(f"field {name!r} holds {len(values)} values for {len(sampled)} ids; one for each is needed")
     low, high = BOUNDS[name]
-    for position, value in enumerate(values):
-        if type(value) not in (int, float) or not low <= value <= high:
+    for position, (value, own) in enumerate(zip(values, sampled, strict=True)):
+        if own and (type(value) not in (int, float) or not low <= value <= high):
             raise BadRow(f"{name}[{position}] is {describe(value)}, must be a number from {low:g} to {high:g}")
     return values

@@ -19,8 +19,12 @@ OWNED_ARGUMENTS = {
     **dict.fromkeys(("host", "port"), "rollout.vllm_url, or by the trainer's private socket"),
     "uds": "the trainer, which makes a private one",
     "api_key": "the environment variable VLLM_API_KEY",
+    "hf_token": "the environment variable HF_TOKEN",
     **dict.fromkeys(
         (
+            "headless",
+            "runner",
+            "api_server_count",
             "served_model_name",
             "logprobs_mode",
             "generation_config",
@@ -93,6 +97,9 @@ def _check_unused(config: Config) -> None:
 
 def _check_server(config: Config) -> None:
     rollout = config.rollout
+    for name in ("sync_dir", "vllm_devices"):
+        if getattr(rollout, name) == "":
+            refuse(config, f"rollout.{name}", "is empty", "Name one, or set it to null")
     if rollout.vllm_url is None:
         if not rollout.vllm_python:
             rule = "needs a server, but rollout.vllm_python and rollout.vllm_url are null"
@@ -108,6 +115,9 @@ def _check_server(config: Config) -> None:
     if not _is_address(rollout):
         fix = "Such as http://node7:8000"
         refuse(config, "rollout.vllm_url", "is no http:// or https:// address of a host, without a path", fix)
+    if "@" in urlsplit(rollout.vllm_url).netloc:
+        rule = "holds a user or a password, and vLLM asks for a bearer token alone"
+        refuse(config, "rollout.vllm_url", rule, "Put the token into the environment variable VLLM_API_KEY")
 
 
 def _is_address(rollout: RolloutConfig) -> bool:

@@ -123,7 +123,7 @@ class RolloutConfig:
     start_timeout: float = key(900.0, "Seconds until a server that is started must answer.", gt=0)
     generate_timeout: float = key(3600.0, "Seconds that the answers to one batch of prompts may take.", gt=0)
     sync_timeout: float = key(300.0, "Seconds that each call of a weight update may take.", gt=0)
-    probe_prompts: int = key(4, "Prompts whose log-probs are compared with the actor's after each update.", ge=1)
+    probe_prompts: int = key(2, "Prompts whose log-probs are compared with the actor's after each update.", ge=1)
     probe_tolerance: float | None = key(
         None, "Mean difference of log-probs there that stops the run; null: 0.001 in float32, 0.05 in bfloat16.", gt=0
     )

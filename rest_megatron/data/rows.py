@@ -12,6 +12,9 @@ from rest_megatron.errors import DataError
 
 Parsed = TypeVar("Parsed")
 FAULTS_SHOWN = 5
+# Exact types of a JSON number (True is none), and the largest that training can hold.
+NUMBER = (int, float)
+LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
 class BadRow(ValueError):

@@ -5,9 +5,11 @@ opening of its next turn is rendered, behind a fixed short dialogue, and tokenis
 token, the tokens do not depend on what comes before.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -27,38 +29,76 @@ _DIALOGUE: tuple[Message, ...] = (
 _TOOL: tuple[Message, ...] = ({"role": "tool", "content": '{"celsius": 21}'},)
 
 
+# Renderings of which two, one after the other, show the same time wherever a template writes one.
+_TRIES = 2
+
+
 @dataclass(frozen=True)
 class Turns:
     """The template's way from one turn of the assistant to the next."""
 
     tokenizer: PreTrainedTokenizerBase
-    prefix: str
-    """The fixed dialogue, up to the token that ends its assistant's turn."""
     end_of_turn: int
-    """That token, which a sampled turn must end with to be answered."""
+    """The token that ends an assistant's turn, which a sampled turn must end with to be answered."""
 
     def between(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the messages after an assistant's turn, and of the opening of its next one.
 
-        Raises DataError when the template refuses them, or rewrites the turns before.
+        Special tokens are the template's alone: where a message spells one, its content is tokenised as plain text.
+        Raises DataError when the template refuses the messages, or rewrites them or the turns before.
         """
-        return self.tokenizer.encode(self._after(messages), add_special_tokens=False)
+        text = self._after(messages)
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        spelled = {
+            number: message["content"]
+            for number, message in enumerate(messages)
+            if any(token in message["content"] for token in special)
+        }
+        return self._plainly(messages, spelled, text) if spelled else self._encode(text)
+
+    def _plainly(self, messages: Sequence[Message], contents: Mapping[int, str], text: str) -> list[int]:
+        """The ids of `text`, the messages as rendered, with no special token in some messages' contents."""
+        name = uuid4().hex  # no content holds it, and no id comes from it
+        # White space around a content stays outside: templates strip it.
+        places = {f"{name}-{number}-": content.strip() for number, content in contents.items()}
+        marked = list(messages)
+        for (number, content), (place, core) in zip(contents.items(), places.items(), strict=True):
+            marked[number] = messages[number] | {"content": content.replace(core, place, 1)}
+        pieces = re.split("|".join(f"({place})" for place in places), self._after(marked))
+        pieces = [piece for piece in pieces if piece]
+        if "".join(places.get(piece, piece) for piece in pieces) != text:
+            raise DataError(f"the chat template changes the text of {messages}, said by rollout.tools")
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self._encode(places.get(piece, piece), split_special_tokens=piece in places)
+        return ids
 
     def _after(self, messages: Sequence[Message]) -> str:
-        try:
-            whole = _render(self.tokenizer, [*_DIALOGUE, *messages], opens=True)
-        except jinja2.TemplateError as error:
-            raise DataError(f"the chat template refuses {messages}, said by rollout.tools: {error}") from error
-        if not whole.startswith(self.prefix):
-            raise DataError(f"the chat template rewrites earlier turns before {messages}, said by rollout.tools")
-        return whole[len(self.prefix) :]
+        """The messages as rendered behind the fixed dialogue."""
+        for _ in range(_TRIES):
+            prefix = self._prefix()
+            try:
+                whole = _render(self.tokenizer, [*_DIALOGUE, *messages], opens=True)
+            except jinja2.TemplateError as error:
+                raise DataError(f"the chat template refuses {messages}, said by rollout.tools: {error}") from error
+            if whole.startswith(prefix):
+                return whole[len(prefix) :]
+        raise DataError(f"the chat template rewrites earlier turns before {messages}, said by rollout.tools")
+
+    def _prefix(self) -> str:
+        """The fixed dialogue, up to the token that ends its assistant's turn; templates may write the time of day."""
+        closed = _render(self.tokenizer, _DIALOGUE, opens=False)
+        stop = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+        return closed[: closed.rindex(_ANSWER) + len(_ANSWER) + len(stop)]
+
+    def _encode(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
 
     def appends(self) -> bool:
         """Whether a tool's answer has the same ids by itself as in the whole dialogue."""
-        whole = self.prefix + self._after(_TOOL)
-        encode = self.tokenizer.encode
-        apart = encode(self.prefix, add_special_tokens=False) + self.between(_TOOL)
-        return apart == encode(whole, add_special_tokens=False)
+        prefix = self._prefix()
+        apart = self._encode(prefix) + self.between(_TOOL)
+        return apart == self._encode(prefix + self._after(_TOOL))
 
 
 def read_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> Turns:
@@ -74,7 +114,9 @@ def read_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> Turns:
         refuse(config, "data.chat_template", f"{rule}: {reasons}", FIX.capitalize())
     closed = _render(tokenizer, _DIALOGUE, opens=False)
     start = closed.rindex(_ANSWER) + len(_ANSWER)
-    stops = {tokenizer.convert_ids_to_tokens(i): i for i in stop_token_ids(Path(config.model.path), tokenizer)}
+    listed = stop_token_ids(Path(config.model.path), tokenizer)
+    # The model's vocabulary may hold ids that the tokenizer has no token for.
+    stops = {token: i for i in listed if (token := tokenizer.convert_ids_to_tokens(i)) is not None}
     found = max((stop for stop in stops if closed.startswith(stop, start)), key=len, default=None)
     if found is None:
         ends = f"it writes {closed[start:]!r} after an assistant's message, which begins with no stop token"
@@ -84,7 +126,7 @@ def read_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> Turns:
             f"{rule}: {ends} ({', '.join(stops)})",
             "Name the template's end-of-turn token in generation_config.json (eos_token_id), or take another template",
         )
-    turns = Turns(tokenizer, closed[: start + len(found)], stops[found])
+    turns = Turns(tokenizer, stops[found])
     if not turns.appends():
         reason = f"the tokenizer joins {found} to the text after it, so turns cannot be tokenised one by one"
         refuse(config, "data.chat_template", f"{rule}: {reason}", "Take the model's own tokenizer.json")

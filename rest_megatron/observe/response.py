@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rest_megatron.data.rows import BadRow, describe, vector
+from rest_megatron.data.rows import LARGEST_FLOAT32, NUMBER, BadRow, describe, vector
 from rest_megatron.observe.progress import clean
 from rest_megatron.observe.regions import REGIONS
 
 MEASURES = ("entropy", "log_probs", "ratio", "clipped")
 FACTS = ("prompt", "finish_reason", "weight_version", "score", "format", "correctness", "reason", "advantage")
-_NUMBER = (int, float)
-_LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,11 @@ def read_response(row: Mapping, token_table: Sequence[bytes]) -> Response:
         row = _sampled(dict(row) | {"pieces": pieces}, mask)
         ids, pieces = row["ids"], row["pieces"]
     regions = vector(row, "regions", (str,), "strings", len(ids))
-    weights = [_float(weight) for weight in vector(row, "weights", _NUMBER, "numbers", len(ids))]
+    weights = [_float(weight) for weight in vector(row, "weights", NUMBER, "numbers", len(ids))]
     unknown = next((name for name in regions if name not in REGIONS), None)
     if unknown is not None:
         raise BadRow(f"field 'regions' holds {describe(unknown)}, must be of {', '.join(REGIONS)}")
-    if not all(0 <= weight <= _LARGEST_FLOAT32 for weight in weights):
+    if not all(0 <= weight <= LARGEST_FLOAT32 for weight in weights):
         raise BadRow("field 'weights' holds a number that is negative or not finite as a float32")
     measures = {name: _measure(row, name, len(ids)) for name in MEASURES if row.get(name) is not None}
     texts = [visible(piece) or f"⟨{i}⟩" for i, piece in zip(ids, pieces, strict=True)]
@@ -104,7 +102,7 @@ def _pieces(row: Mapping, ids: Sequence[int], token_table: Sequence[bytes]) -> l
 
 
 def _measure(row: Mapping, name: str, length: int) -> list[float]:
-    kinds, said = ((bool,), "bools") if name == "clipped" else (_NUMBER, "numbers")
+    kinds, said = ((bool,), "bools") if name == "clipped" else (NUMBER, "numbers")
     values = vector(row, name, (*kinds, type(None)), said, length)
     return [math.nan if value is None else _float(value) for value in values]
 

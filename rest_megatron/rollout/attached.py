@@ -50,7 +50,7 @@ class AttachedServer:
         """Its log is its operator's."""
         return ""
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         """It is left as it is."""
 
 

@@ -72,9 +72,9 @@ class Client:
         """Sample again."""
         self._call(Request("POST", "/resume"), seconds)
 
-    def is_paused(self, seconds: float) -> bool:
-        """Whether sampling is paused."""
-        return self._field(Request("GET", "/is_paused"), "is_paused", bool, seconds)
+    def abandon_weight_update(self, seconds: float) -> None:
+        """Forget an update that was begun and never finished, if there is one; it would not begin another."""
+        self._call_workers("abandon_weight_update", seconds)
 
     def start_weight_update(self, seconds: float) -> None:
         """Begin an update; until it is finished the server holds no usable weights."""
@@ -84,9 +84,15 @@ class Client:
         """Load one part of the weights. update_info: what the server's weight transfer backend understands."""
         self._call(Request("POST", "/update_weights", {"update_info": update_info}), seconds)
 
-    def finish_weight_update(self, version: int, seconds: float) -> None:
+    def require_loaded(self, seconds: float) -> None:
+        """Raise EngineError when a worker could not take over a part of the update that was begun last."""
+        failures = [text for text in self._call_workers("weight_update_failure", seconds) if text is not None]
+        if failures:
+            raise EngineError(f"vLLM at {self.address} could not take over the weights: {_shown(str(failures[0]))}")
+
+    def finish_weight_update(self, version: str, seconds: float) -> None:
         """End an update: all parts have been loaded. `version` is what `weight_version` gives from now on."""
-        self._call(Request("POST", "/finish_weight_update", {"weight_version": str(version)}), seconds)
+        self._call(Request("POST", "/finish_weight_update", {"weight_version": version}), seconds)
 
     def weight_version(self, seconds: float) -> str | None:
         """The version of the last finished update; what the server was started with has a name of its own or none."""
@@ -113,6 +119,10 @@ class Client:
         if isinstance(reply, EngineError):
             raise reply
         return reply
+
+    def _call_workers(self, method: str, seconds: float) -> list[Any]:
+        """Call a method of our extension of vLLM's workers; what each gives."""
+        return self._field(Request("POST", "/collective_rpc", {"method": method}), "results", list, seconds)
 
     def _value(self, request: Request, kind: Any, seconds: float) -> Any:
         value = self._call(request, seconds)

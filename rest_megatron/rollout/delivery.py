@@ -1,6 +1,7 @@
 """Rank 0's side of a weight update: the calls in their order, one retry, then one restart."""
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ class Delivery:
 
     def __init__(self, server: Server, seconds: float) -> None:
         self.asleep = False
+        # Two runs that one server was given to both count from 0.
+        self._run = secrets.token_hex(4)
         self._server = server
         self._seconds = seconds
         self._updating = False
@@ -33,7 +36,10 @@ class Delivery:
 
     def sleep(self) -> None:
         """Let the server drop its weights and caches. Raises EngineError."""
-        self.client.sleep(self._seconds)
+        try:
+            self.client.sleep(self._seconds)
+        except EngineError as error:
+            raise EngineError(f"{error.args[0]}{self.log_excerpt()}") from error
         self.asleep = True
 
     def deliver(self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T]) -> T:
@@ -55,14 +61,17 @@ class Delivery:
                 raise EngineError(
                     f"version {version} did not reach vLLM, twice. {error.args[0]}{self._left_behind()}"
                 ) from error
-            logger.warning("version %d did not reach vLLM again; the server is restarted. %s", version, error)
+            # With the log, since log_tail begins anew with a restart.
+            logger.warning(
+                "version %d did not reach vLLM again; the server is restarted. %s%s", version, error, self.log_excerpt()
+            )
         self._server.restart()
         self.asleep = False
         try:
             return self._send(files, version, sample)
         except EngineError as error:
             raise EngineError(
-                f"version {version} did not reach vLLM, twice and after a restart. {error.args[0]}{self._log()}"
+                f"version {version} did not reach vLLM, twice and after a restart. {error.args[0]}{self.log_excerpt()}"
             ) from error
 
     def _send(self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T]) -> T:
@@ -71,18 +80,39 @@ class Delivery:
             client.wake_up("weights", seconds)
         self._updating = True
         client.pause(seconds)
+        client.abandon_weight_update(seconds)
         client.start_weight_update(seconds)
         for file in files:
             client.update_weights({"path": file.path, "sha256": file.sha256}, seconds)
-        client.finish_weight_update(version, seconds)
+        client.require_loaded(seconds)
+        client.finish_weight_update(self._name(version), seconds)
+        client.require_loaded(seconds)
         if self.asleep:
             client.wake_up("kv_cache", seconds)
         client.resume(seconds)
         self._updating = False
-        require_version(client, version, seconds)
+        self.require_version(version)
         sampled = sample(client)
         self.asleep = False
         return sampled
+
+    def require_version(self, version: int) -> None:
+        """Raise EngineError unless the server says that it serves this run's `version`."""
+        found, wanted = self.client.weight_version(self._seconds), self._name(version)
+        if found != wanted:
+            raise EngineError(
+                f"vLLM at {self._server.address} serves weight version {found!r}, must be {wanted!r}: another run "
+                "updates its weights, or it was started anew"
+            )
+
+    def log_excerpt(self) -> str:
+        """The end of the server's log as the end of an error; "" where the log is another's."""
+        tail = self._server.log_tail()
+        return f"\n  The end of the server's log:\n{tail}" if tail else ""
+
+    def _name(self, version: int) -> str:
+        """What the server calls a version of this run."""
+        return f"{version}-{self._run}"
 
     def _left_behind(self) -> str:
         if not self._updating:
@@ -90,18 +120,4 @@ class Delivery:
         return (
             f"\n  The server at {self._server.address} was not started by this run, so it is left paused, with "
             "half-loaded weights: restart it before anything else uses it"
-        )
-
-    def _log(self) -> str:
-        tail = self._server.log_tail()
-        return f"\n  The end of the server's log:\n{tail}" if tail else ""
-
-
-def require_version(client: Client, version: int, seconds: float) -> None:
-    """Raise EngineError unless the server says that it serves `version`."""
-    found = client.weight_version(seconds)
-    if found != str(version):
-        raise EngineError(
-            f"vLLM at {client.address} serves weight version {found!r}, must be {version}: something else updates its "
-            "weights, or it was started anew"
         )

@@ -61,15 +61,21 @@ class Dialogues:
         group_size: int,
         seed: int,
         max_new_tokens: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """`group_size` dialogues from each prompt, the same lists on every rank; see `RolloutEngine`.
 
+        A dialogue's turns go by the prompt's number and its own in the group, not by which others still go on.
         Raises DataError for tools that fail, EngineError when the weights change between turns.
         """
-        groups = self.engine.generate(prompts, group_size=group_size, seed=seed, max_new_tokens=max_new_tokens)
+        groups = self.engine.generate(
+            prompts, group_size=group_size, seed=seed, max_new_tokens=max_new_tokens, numbers=numbers
+        )
         limits = max_new_tokens or [self.config.max_new_tokens] * len(prompts)
+        numbers = range(len(prompts)) if numbers is None else numbers
         dialogues = [
-            [_Dialogue(sample, limit) for sample in group] for group, limit in zip(groups, limits, strict=True)
+            [_Dialogue(sample, limit, number * group_size + i) for i, sample in enumerate(group)]
+            for group, limit, number in zip(groups, limits, numbers, strict=True)
         ]
         going = [dialogue for group in dialogues for dialogue in group]
         for turn in range(1, self.config.max_turns):
@@ -81,6 +87,7 @@ class Dialogues:
                 group_size=1,
                 seed=seed + TURN_SEED * turn,
                 max_new_tokens=[d.left for d in going],
+                numbers=[d.number for d in going],
             )
             for dialogue, (sample,) in zip(going, samples, strict=True):
                 dialogue.take_turn(sample)
@@ -143,6 +150,8 @@ class _Dialogue:
     """Its first turn."""
     limit: int
     """Most ids after the prompt."""
+    number: int
+    """Its own among all dialogues."""
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)

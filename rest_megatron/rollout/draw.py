@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NO_TOKEN = -1
-# Columns whose probabilities exist at once, few enough for a CPU's cache, and those that are summed up first.
+# Columns whose probabilities exist at once on a CPU, few enough for its cache, and those that are summed up first.
 PART, BLOCK = 4096, 256
 
 
@@ -27,7 +27,8 @@ def draw_tokens(
         finite distribution gives NO_TOKEN.
     """
     peak = logits.amax(-1).float() / temperature
-    blocks = torch.cat([_block_masses(part, temperature, peak) for part in logits.split(PART, dim=1)], dim=1)
+    parts = logits.split(PART, dim=1) if logits.device.type == "cpu" else [logits]
+    blocks = torch.cat([_block_masses(part, temperature, peak) for part in parts], dim=1)
     peaks, sums = _gather(torch.stack([peak.double(), blocks.sum(-1)]), tp_group)
     rank = 0 if tp_group is None else dist.get_rank(tp_group)
     top = peaks.amax(0)
@@ -71,7 +72,8 @@ def _find(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     ends = mass.cumsum(-1)
     target = torch.minimum(target, torch.nextafter(ends[:, -1], torch.zeros_like(target))).unsqueeze(1)
     column = torch.searchsorted(ends, target, right=True).clamp(max=mass.shape[1] - 1)
-    return column.squeeze(1), (target - (ends - mass).gather(1, column)).squeeze(1)
+    # Less than zero where rounding puts the column's begin beyond the end of the one before.
+    return column.squeeze(1), (target - (ends - mass).gather(1, column)).squeeze(1).clamp(min=0)
 
 
 def _gather(stats: Tensor, tp_group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:

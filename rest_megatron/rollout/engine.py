@@ -41,10 +41,13 @@ class RolloutEngine(Protocol):
         group_size: int,
         seed: int,
         max_new_tokens: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """`group_size` answers to each prompt, the same lists on every rank.
 
         max_new_tokens: the longest answer to each prompt; None: rollout.max_new_tokens for all.
+        numbers: that of each prompt, from 0 on, which its draws go by; None: its place. A prompt keeps its draws when
+        others are left out.
         """
 
     def publish(self, version: int) -> None:

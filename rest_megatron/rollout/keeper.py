@@ -3,9 +3,9 @@
     python -I -S keeper.py TRAINER_PID GRACE_SECONDS DIRECTORY COMMAND...
 
 When its parent, the trainer, has ended in whatever way, or when it is sent SIGTERM, it ends the server with all its
-descendants: SIGTERM, and SIGKILL after GRACE_SECONDS. When the trainer is gone it also removes DIRECTORY, the server's
-private one. When the server ends by itself, what it left running is killed. The exit code is the server's, 128 + n
-after signal n.
+descendants: SIGTERM, and SIGKILL after GRACE_SECONDS. When the server ends by itself, what it left running is killed.
+In the end DIRECTORY, which was made for this server alone, is removed. The exit code is the server's, 128 + n after
+signal n.
 
 It imports nothing but the standard library, so it starts at once and shares no fate with the trainer's packages.
 """
@@ -48,15 +48,12 @@ class Keeper:
             command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_keeper
         ).pid
 
-    def watch(self) -> bool:
-        """Return when the server has ended or has to end; whether the trainer is gone."""
-        while self._runs() and not self.told_to_end:
-            # An orphan gets another parent. A pipe from the trainer would stay open in whatever the trainer has forked.
-            if os.getppid() != self.trainer:
-                return True
+    def watch(self) -> None:
+        """Return when the server has ended or has to end."""
+        # An orphan gets another parent. A pipe from the trainer would stay open in whatever the trainer has forked.
+        while self._runs() and not self.told_to_end and os.getppid() == self.trainer:
             if select.select([self.wakeup], [], [], POLL_SECONDS)[0]:
                 os.read(self.wakeup, 4096)
-        return False
 
     def end(self, grace: float) -> None:
         """End the server, politely for `grace` seconds, and every process that descends from it."""
@@ -143,14 +140,19 @@ def main(arguments: list[str]) -> int:
     """Keep one server until it ends; its exit code, 127 when it cannot be started."""
     trainer, grace, directory, *command = arguments
     try:
-        keeper = Keeper(int(trainer), command)
+        return _keep(int(trainer), float(grace), command)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _keep(trainer: int, grace: float, command: list[str]) -> int:
+    try:
+        keeper = Keeper(trainer, command)
     except OSError as error:
         sys.stderr.write(f"Error: {command[0]} cannot be started: {error}\n")
         return 127
-    trainer_gone = keeper.watch()
-    keeper.end(float(grace))
-    if trainer_gone:
-        shutil.rmtree(directory, ignore_errors=True)
+    keeper.watch()
+    keeper.end(grace)
     code = keeper.exit_code
     return 1 if code is None else code if code >= 0 else 128 - code
 

@@ -61,11 +61,12 @@ class Sampler:
         group_size: int,
         seed: int,
         max_new_tokens: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """`group_size` answers to each prompt, the same lists on every rank; see `RolloutEngine`.
 
-        Draws depend on seed, prompt number, answer number and token number alone: not on the layout, the batch or
-        max_new_tokens, of which none may be above rollout.max_new_tokens.
+        Draws depend on seed, group_size, rollout.max_new_tokens, prompt number, answer number and token number: not on
+        the layout, the batch, the other prompts or max_new_tokens, of which none may be above rollout.max_new_tokens.
         """
         longest = self.config.max_new_tokens
         limits = [longest] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
@@ -73,7 +74,8 @@ class Sampler:
             raise ValueError(f"max_new_tokens {limits} must be 1 to {longest}, one for each of {len(prompts)} prompts")
         self.policy.eval()
         generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(len(prompts), group_size, self.config.max_new_tokens, generator=generator)
+        numbers = list(range(len(prompts)) if numbers is None else numbers)
+        uniforms = torch.rand(max(numbers) + 1, group_size, longest, generator=generator)[numbers]
         mine = deal([len(p) for p in prompts], self.parallel.dp_size)[self.parallel.dp_rank]
         mine.sort(key=lambda i: len(prompts[i]))
         per_batch = max(1, self.config.max_batch_size // group_size)
@@ -114,7 +116,9 @@ class Sampler:
         log_probs: list[list[float]] = [[] for _ in rows]
         for step in range(max(limits)):
             choice = self._draw(logits, uniforms[index, step])
-            for i, (row, token, log_prob) in enumerate(zip(rows, *choice.tolist(), strict=True)):
+            drawn = choice.tolist()
+            self._require_drawn(drawn[0])
+            for i, (row, token, log_prob) in enumerate(zip(rows, *drawn, strict=True)):
                 if not done[i]:
                     tokens[row].append(int(token))
                     log_probs[row].append(log_prob)
@@ -143,13 +147,15 @@ class Sampler:
         if logits is not None:
             tokens, log_probs = draw_tokens(logits, uniforms, self.config.temperature, self.parallel.tp_group)
             choice = torch.stack([tokens.double(), log_probs])
-        choice = self.parallel.broadcast_from_last_stage(choice)
-        if (choice[0] == NO_TOKEN).any():
+        return self.parallel.broadcast_from_last_stage(choice)
+
+    def _require_drawn(self, tokens: Sequence[float]) -> None:
+        """Raises RestError when a row has no token."""
+        if NO_TOKEN in tokens:
             raise RestError(
                 f"the policy's logits are not finite after {self.version} optimizer steps; no token can be drawn. "
                 "Lower optim.lr, or start again from weights that were still finite"
             )
-        return choice
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor | None:
         """One forward through all stages and chunks; logits [b, vocab / TP] of the last position on the last stage."""

@@ -32,15 +32,16 @@ class Server(Protocol):
     def log_tail(self) -> str:
         """The end of its log, with the lines above that name an error; "" where the log is another's."""
 
-    def close(self) -> None:
-        """End it, where this run has started it. May be called again."""
+    def close(self, wait: bool = True) -> None:
+        """End it, where this run has started it; without `wait` it ends by itself, soon. May be called again."""
 
 
 @contextmanager
 def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[Server | None]:
     """The server of this run, ready, on rank 0; None on all other ranks, and where the run asks none. Collective.
 
-    Raises EngineError on all ranks for a server that does not start, or is not what this run needs.
+    Raises EngineError on all ranks for a server that does not start, or is not what this run needs. After an error
+    within, nobody waits until it has ended: the other ranks give rank 0 little time to tell the error.
     """
     opened: list[Server] = []
 
@@ -52,9 +53,12 @@ def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[S
         if config.rollout.engine == "vllm":
             parallel.on_main(start)
         yield opened[0] if opened else None
-    finally:
+    except BaseException:
         for server in opened:
-            server.close()
+            server.close(wait=False)
+        raise
+    for server in opened:
+        server.close()
 
 
 def _server(config: Config, run_dir: Path, on_cpu: bool) -> Server:

@@ -20,6 +20,7 @@ ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llam
 MAX_CPU_SEQUENCES = 128
 MAX_CPU_CACHE_BYTES = 4 << 30
 CPU_BLOCK_TOKENS = 128
+MIN_CPU_BATCH_TOKENS = 4096
 
 # Variables that describe this process: its launcher's, and its interpreter's.
 FOREIGN_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "GROUP_", "ROLE_")
@@ -70,7 +71,13 @@ def server_arguments(config: Config, model: Mapping[str, Any], on_cpu: bool) -> 
         # From a bare configuration vLLM would make a model that embeds text.
         ours["hf_overrides"] = {"architectures": [ARCHITECTURES[model["model_type"]]]}
     if on_cpu:
-        ours |= {"enforce_eager": True, "kv_cache_memory_bytes": _cpu_cache_bytes(config, model)}
+        ours |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": _cpu_cache_bytes(config, model),
+            # A prompt with a seed that is read in two parts kills vLLM 0.32 on a CPU.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(longest, MIN_CPU_BATCH_TOKENS),
+        }
     return {**ours, **config.vllm}
 
 

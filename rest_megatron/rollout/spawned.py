@@ -57,10 +57,8 @@ class SpawnedServer:
         self._environment = dict(environment)
         self._log = log
         self._start_timeout = start_timeout
-        self._directory = _private_directory()
-        socket = self._directory / SOCKET
-        self.address = Address("http://vllm", uds=socket, api_key=api_key)
-        self._command = server_command(os.path.abspath(python), {**arguments, "uds": socket})
+        self._api_key = api_key
+        self._python, self._arguments = os.path.abspath(python), dict(arguments)
         self._keeper: subprocess.Popen | None = None
         self._start()
 
@@ -79,36 +77,60 @@ class SpawnedServer:
         raise self._failure(f"did not answer within rollout.start_timeout={self._start_timeout:g} s")
 
     def restart(self) -> None:
-        """End the server and start another at the same address. Raises EngineError when it does not get ready."""
-        self._end()
+        """End the server and start another, at a new address. Raises EngineError when it does not get ready."""
+        self.close()
         self._start()
         self.wait_ready()
 
     def log_tail(self) -> str:
         """The last lines since the start, and the last ones before them that name an error."""
-        with open(self._log, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
+        try:
+            with open(self._log, "rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, end - TAIL_BYTES))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""  # asked for to explain an error, which must not be lost with the log
         lines = [line[:LINE_CHARACTERS] for line in text.splitlines()]
         earlier, last = lines[:-TAIL_LINES], lines[-TAIL_LINES:]
         named = [line for line in earlier if ERROR.search(line)][-ERROR_LINES:]
         return "\n".join([*named, *(["..."] if named else []), *last])
 
-    def close(self) -> None:
-        """End the server and remove its socket. Its log remains."""
-        self._end()
-        shutil.rmtree(self._directory, ignore_errors=True)
+    def close(self, wait: bool = True) -> None:
+        """End the server and remove its socket, within the sum of the keeper's deadlines. Its log remains.
+
+        Without `wait` the keeper, which outlives this process, is told to and this returns at once.
+        """
+        if self._keeper is None:
+            return
+        self._keeper.terminate()
+        if wait:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(GRACE_SECONDS + keeper.TRACKER_SECONDS + keeper.KILL_SECONDS + HEALTH_SECONDS)
+            # Where the keeper was killed, it has not done so.
+            shutil.rmtree(self.address.uds.parent, ignore_errors=True)
+        self._keeper = None
 
     def _start(self) -> None:
+        directory = _private_directory()
+        self.address = Address("http://vllm", uds=directory / SOCKET, api_key=self._api_key)
+        try:
+            self._keeper = self._start_keeper(directory)
+        except OSError as error:
+            directory.rmdir()
+            raise EngineError(f"the vLLM server cannot be started: {error} (its log: {self._log})") from error
+        self._started = time.monotonic()
+
+    def _start_keeper(self, directory: Path) -> subprocess.Popen:
+        command = server_command(self._python, {**self._arguments, "uds": self.address.uds})
         with open(self._log, "ab") as log:
             self._log_start = log.tell()
-            # -I -S: of this interpreter the keeper needs the standard library, and nothing of the environment.
-            self._keeper = subprocess.Popen(
+            return subprocess.Popen(
+                # -I -S: of this interpreter the keeper needs the standard library, and nothing of the environment.
                 [
                     *(sys.executable, "-I", "-S", keeper.__file__),
-                    *(str(os.getpid()), str(GRACE_SECONDS), str(self._directory)),
-                    *self._command,
+                    *(str(os.getpid()), str(GRACE_SECONDS), str(directory)),
+                    *command,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -116,17 +138,6 @@ class SpawnedServer:
                 env=self._environment,
                 start_new_session=True,
             )
-        self._started = time.monotonic()
-
-    def _end(self) -> None:
-        """End the keeper, and it the server: within the sum of the keeper's own deadlines."""
-        if self._keeper is None:
-            return
-        self._keeper.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._keeper.wait(GRACE_SECONDS + keeper.TRACKER_SECONDS + keeper.KILL_SECONDS + HEALTH_SECONDS)
-        self._keeper = None
-        self.address.uds.unlink(missing_ok=True)
 
     def _failure(self, what: str) -> EngineError:
         return EngineError(f"the vLLM server {what}. The end of its log, {self._log}:\n{self.log_tail()}")

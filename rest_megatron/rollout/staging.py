@@ -53,7 +53,8 @@ def choose_base(config: Config, address: Address, hosts: set[str]) -> Path:
         refuse(
             config, "rollout.sync_dir", f"is no directory on {socket.gethostname()}", "Create it, or name another one"
         )
-    return Path(named)
+    # The server's working directory is another.
+    return Path(named).resolve()
 
 
 def require_room(base: Path, size: int) -> None:

@@ -1,7 +1,6 @@
 """The vLLM rollout engine: answers from a server in an interpreter of its own. vLLM is never imported here."""
 
 import logging
-import time
 from collections.abc import Sequence
 
 import torch
@@ -12,12 +11,12 @@ from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.client import RequestRefused
-from rest_megatron.rollout.delivery import Delivery, require_version
+from rest_megatron.rollout.delivery import Delivery
 from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.probe import Probe
 from rest_megatron.rollout.replies import Question, Sampling, ask, prompt_seed
 from rest_megatron.rollout.server import Server
-from rest_megatron.rollout.sync import Publisher
+from rest_megatron.rollout.sync import Publisher, WeightFile
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ class VLLMEngine:
         actor: whose weights are published.
         stop_token_ids: ids that end an answer.
         probe_prompts: token ids of the prompts that check every update, at least one.
-
-    publish_seconds: what the last update took, its probe included.
     """
 
     def __init__(
@@ -45,7 +42,6 @@ class VLLMEngine:
         stop_token_ids: Sequence[int],
         probe_prompts: Sequence[Sequence[int]],
     ) -> None:
-        self.publish_seconds = 0.0
         self._parallel = parallel
         self._rollout = config.rollout
         self._sampling = Sampling.of(config.rollout, stop_token_ids, actor.policy.hf.vocab_size)
@@ -61,11 +57,8 @@ class VLLMEngine:
 
         Raises EngineError when they cannot be brought there, or the server does not sample from them afterwards.
         """
-        if version == self._version and not self._asleep:
-            return
-        started = time.perf_counter()
-        self._send(version)
-        self.publish_seconds = time.perf_counter() - started
+        if version != self._version or self._asleep:
+            self._send(version)
 
     def generate(
         self,
@@ -74,6 +67,7 @@ class VLLMEngine:
         group_size: int,
         seed: int,
         max_new_tokens: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """`group_size` answers to each prompt, the same lists on every rank.
 
@@ -83,9 +77,10 @@ class VLLMEngine:
         if self._version is None or self._asleep:
             raise RuntimeError("publish before generate: the server has no weights of the actor")
         limits = max_new_tokens or [self._rollout.max_new_tokens] * len(prompts)
+        numbers = range(len(prompts)) if numbers is None else numbers
         questions = [
-            Question(i, tuple(prompt), group_size, limit, prompt_seed(seed, i))
-            for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+            Question(i, tuple(prompt), group_size, limit, prompt_seed(seed, number))
+            for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True))
         ]
         answers = self._ask(questions)
         failed = [i for i, group in enumerate(answers) if isinstance(group, EngineError)]
@@ -93,7 +88,8 @@ class VLLMEngine:
             self._recover([answers[i] for i in failed], len(questions))
             for i, group in zip(failed, self._ask([questions[i] for i in failed]), strict=True):
                 if isinstance(group, EngineError):
-                    raise EngineError(f"asked once more after a new update: {group.args[0]}")
+                    log = self._parallel.on_main(lambda: self._delivery.log_excerpt())
+                    raise EngineError(f"asked once more after a new update: {group.args[0]}{log}")
                 answers[i] = group
         return answers
 
@@ -113,13 +109,17 @@ class VLLMEngine:
             if self._asleep and self._parallel.device.type == "cuda":
                 torch.cuda.empty_cache()  # on every rank, before the server takes the memory again
                 dist.barrier()
-            samples = self._parallel.on_main(lambda: self._delivery.deliver(files, version, self._sample(version)))
+            samples = self._parallel.on_main(lambda: self._deliver(files, version))
         self._asleep = False
-        self._probe.check(samples, version)
+        self._probe.check(samples, lambda: self._parallel.on_main(lambda: self._sample_more(version)), version)
         self._version = version
 
-    def _sample(self, version: int):
-        return lambda client: self._probe.sample(client, version, self._rollout.sync_timeout)
+    def _deliver(self, files: Sequence[WeightFile], version: int) -> list[Sample]:
+        seconds = self._rollout.sync_timeout
+        return self._delivery.deliver(files, version, lambda client: self._probe.sample(client, version, seconds))
+
+    def _sample_more(self, version: int) -> list[Sample]:
+        return self._probe.sample_more(self._delivery.client, version, self._rollout.sync_timeout)
 
     def _ask(self, questions: Sequence[Question]) -> Answers:
         """Answers or errors, on every rank."""
@@ -129,7 +129,7 @@ class VLLMEngine:
         client, version = self._delivery.client, self._version
         answers = ask(client, questions, self._sampling, version, self._rollout.generate_timeout)
         try:
-            require_version(client, version, self._rollout.sync_timeout)
+            self._delivery.require_version(version)
         except EngineError as error:
             # What was sampled from other weights is no answer.
             return [group if isinstance(group, EngineError) else error for group in answers]

@@ -226,16 +226,18 @@ def sampled(
     rollout: RolloutConfig,
     stop: list[int],
     limits: list[int] | None = None,
+    numbers: list[int] | None = None,
 ) -> dict:
     """Answers drawn by the sampler, and the actor's own log-probs of them."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     engine = Sampler(actor.policy, parallel, rollout, stop)
     engine.publish(7)
-    groups = engine.generate(prompts, group_size=rollout.group_size, seed=5, max_new_tokens=limits)
+    how = {"group_size": rollout.group_size, "seed": 5, "max_new_tokens": limits, "numbers": numbers}
+    groups = engine.generate(prompts, **how)
     samples = [sample for group in groups for sample in group]
     stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
-    again = engine.generate(prompts, group_size=rollout.group_size, seed=5, max_new_tokens=limits)
+    again = engine.generate(prompts, **how)
     return {
         "samples": samples,
         "log_probs": stats.log_probs,

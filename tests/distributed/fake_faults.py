@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Fault:
     """What goes wrong at a call, `times` times after `skip` times without.
 
-    call: a path, or "probe" or "generate" for /v1/completions with two answers or more.
-    kind: error, hang, close (in the middle of the reply), die, wrong_version, or a name in BAD_REPLIES.
+    call: a path, a worker's method for /collective_rpc, or "probe" or "generate" for /v1/completions.
+    kind: error, hang, lost (done, but never answered), close (in the middle of the reply), die, unusable (a worker's
+    failure, which only a question for it tells), other_run (its version of this number), or a name in BAD_REPLIES.
     """
 
     call: str

@@ -21,6 +21,7 @@ from tests.distributed.fake_http import Cut, Died, Failed, Handler, Listener
 
 FAULT_TEXT = "the fake says: out of luck"
 HANG_SECONDS = 60.0
+PROBE_ANSWERS = (2, 4)
 
 
 class FakeVLLM:
@@ -28,7 +29,8 @@ class FakeVLLM:
 
     model: directory of the Hugging Face model; its weights are replaced by random ones at each start.
     uds: a Unix domain socket to listen on, else a free TCP port. modes: "stale_weights", "stale_prefix",
-    "missing_tensor" (one tensor of every update is not loaded). calls: every call that came, in order.
+    "missing_tensor" (one tensor of every update is not loaded), "open_update" (a trainer died in the middle of one).
+    calls: every call that came, in order.
     """
 
     def __init__(self, model: Path, uds: Path | None = None, faults: Sequence[Fault] = (), modes: Sequence[str] = ()):
@@ -43,7 +45,8 @@ class FakeVLLM:
         torch.manual_seed(99)
         config = AutoConfig.from_pretrained(self.model_path)
         self.model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        self.version, self.paused, self.session = "default", False, None
+        self.version, self.paused, self.failure = "default", False, None
+        self.session = {} if "open_update" in self.modes else None
         self.usable, self.engine_dead, self.asleep = True, False, set()
         self.prefixes: dict[tuple, object] = {}
         self.stopped = threading.Event()
@@ -76,7 +79,9 @@ class FakeVLLM:
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
         name = path
         if path == "/v1/completions":
-            name = "probe" if body["n"] == 2 else "generate"
+            name = "probe" if body["n"] in PROBE_ANSWERS else "generate"
+        if path == "/collective_rpc":
+            name = body["method"]
         with self.lock:
             self.calls.append(name)
             kind = self._fault(name)
@@ -87,16 +92,19 @@ class FakeVLLM:
             self.stop()
             raise Died
         if kind == "error":
-            if path == "/update_weights":
-                self.session = None
             raise Failed(500, FAULT_TEXT)
         if self.engine_dead:
             raise Failed(500, "EngineDeadError: see the stack trace above")
         reply = self._reply(method, path, query, body)
         if kind in BAD_REPLIES:
             reply["choices"] = BAD_REPLIES[kind](reply["choices"])
-        if kind == "wrong_version":
-            reply["weight_version"] = "12345"
+        if kind == "lost":
+            self.stopped.wait(HANG_SECONDS)
+            raise Died
+        if kind == "unusable":
+            self.failure = FAULT_TEXT
+        if kind == "other_run":
+            reply["weight_version"] = reply["weight_version"].partition("-")[0] + "-00000000"
         return Cut(reply) if kind == "close" else reply
 
     def _fault(self, name: str) -> str | None:
@@ -113,9 +121,9 @@ class FakeVLLM:
         routes = {
             ("GET", "/health"): lambda: None,
             ("GET", "/weight_info"): lambda: {"weight_version": self.version},
-            ("GET", "/is_paused"): lambda: {"is_paused": self.paused},
             ("POST", "/pause"): lambda: self._pause(query),
             ("POST", "/resume"): self._resume,
+            ("POST", "/collective_rpc"): lambda: {"results": [self._call_worker(body["method"])]},
             ("POST", "/start_weight_update"): self._start_update,
             ("POST", "/update_weights"): lambda: self._update(body["update_info"]),
             ("POST", "/finish_weight_update"): lambda: self._finish(body["weight_version"]),
@@ -147,15 +155,20 @@ class FakeVLLM:
             raise Failed(500, "start_weight_update called while a weight update is already active.")
         if not self.paused or "weights" in self.asleep:
             raise Failed(500, "weights cannot be replaced now")
-        self.session, self.usable = {}, False
+        self.session, self.usable, self.failure = {}, False, None
         return {}
+
+    def _call_worker(self, method: str) -> str | None:
+        if method == "abandon_weight_update":
+            self.session = None
+            return None
+        return {"weight_update_failure": self.failure}[method]
 
     def _update(self, info: dict) -> dict:
         if self.session is None:
             raise Failed(500, "start_weight_update must be called before update_weights.")
         if hashlib.sha256(Path(info["path"]).read_bytes()).hexdigest() != info["sha256"]:
-            self.session = None
-            raise Failed(500, f"{info['path']}: wrong SHA-256")
+            self.failure = f"{info['path']}: wrong SHA-256"
         with safe_open(info["path"], framework="pt") as file:
             for name in file.keys():
                 self.session.setdefault(name, []).append(file.get_tensor(name).clone())

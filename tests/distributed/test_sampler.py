@@ -1,10 +1,13 @@
 """The in-process sampler: the same answers on every layout, with the probabilities Hugging Face gives them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.errors import RestError
 from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.cases import Layout, sampled
 from tests.tiny import VOCAB
@@ -95,8 +98,26 @@ def test_a_prompt_s_own_limit_cuts_its_answers_and_changes_no_draw(pool, tiny_mo
             assert sample.finish_reason == ("stop" if sample.token_ids[-1] in STOP else "length")
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(pp=2, dp=2)], ids=str)
+def test_a_prompt_s_number_decides_its_draws_whichever_others_are_asked(pool, tiny_model, expected, layout):
+    numbers = [3, 1]
+    prompts = [make_prompts()[number] for number in numbers]
+    want = [s.token_ids for n in numbers for s in expected[False]["samples"][3 * n : 3 * n + 3]]
+    for result in pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, ROLLOUT, STOP, None, numbers):
+        assert [s.token_ids for s in result["samples"]] == want
+
+
 @pytest.mark.parametrize("limits", [[3, 12], [3, 12, 0, 7, 12], [3, 12, 13, 7, 12]])
 def test_limits_that_do_not_fit_the_prompts_or_the_configuration_are_refused(limits):
     sampler = Sampler(None, None, ROLLOUT, STOP)
     with pytest.raises(ValueError, match="must be 1 to 12, one for each of 5 prompts"):
         sampler.generate(make_prompts(), group_size=3, seed=5, max_new_tokens=limits)
+
+
+def test_logits_that_are_not_finite_end_the_run(monkeypatch):
+    alone = SimpleNamespace(device=torch.device("cpu"), tp_group=None, broadcast_from_last_stage=lambda choice: choice)
+    sampler = Sampler(None, alone, ROLLOUT, STOP)
+    logits = torch.zeros(2, VOCAB).index_fill(0, torch.tensor([1]), torch.nan)
+    monkeypatch.setattr(sampler, "_forward", lambda *_: logits)
+    with pytest.raises(RestError, match="logits are not finite after 0 optimizer steps"):
+        sampler._decode([[1], [2]], [3, 3], torch.rand(2, 12), [])

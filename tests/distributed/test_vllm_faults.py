@@ -4,33 +4,39 @@ import itertools
 
 import pytest
 
+from rest_megatron.errors import EngineError
+from rest_megatron.rollout.delivery import Delivery
 from rest_megatron.rollout.replies import prompt_seed
 from tests.distributed.cases import Layout
 from tests.distributed.fake_faults import BAD_REPLIES, Fault
-from tests.distributed.fake_vllm import FAULT_TEXT
+from tests.distributed.fake_vllm import FAULT_TEXT, FakeServer, FakeVLLM
 from tests.distributed.test_sync import PROBED, PUSH, largest_error, read_weights
 from tests.distributed.vllm_cases import GENERATE_SECONDS, GROUP_SIZE, PROMPTS, SYNC_SECONDS, Scenario, faults_in_a_row
 
 ALWAYS = 1000
 UPDATE_CALLS = PUSH + ["probe"]
+WORKER_CALLS = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
 GENERATED = ["generate"] * len(PROMPTS)
 
 WELL = {"nothing fails": Scenario(), "over a socket": Scenario(uds=True)}
-# One failure of a call: everything is sent once more, or, where the server still thinks it is being updated, restarted.
+# One failure of a call: everything is sent once more, also where the server still thinks it is being updated.
 ONCE = {f"{kind} at {call}": Scenario([Fault(call, kind)]) for call in UPDATE_CALLS for kind in ("error", "close")}
-HANGS = {f"hang at {call}": Scenario([Fault(call, "hang")]) for call in ("/pause", "/update_weights", "probe")}
-# The probe asks twice at once. A second failure to finish cannot be: the server does not begin an update in an update.
+WORKER = {f"unusable at {call}": Scenario([Fault(call, "unusable")], restartable=False) for call in WORKER_CALLS}
+HANGS = {f"hang at {call}": Scenario([Fault(call, "hang")]) for call in ("/pause", "/update_weights", "probe")} | {
+    f"lost at {call}": Scenario([Fault(call, "lost")], restartable=False)
+    for call in ("/start_weight_update", "/finish_weight_update")
+}
+OPEN = {"left open by a trainer that died": Scenario(modes=["open_update"], restartable=False)}
+# The probe asks twice at once.
 TWICE = {
-    f"{call} fails twice": Scenario([Fault(call, "error", times=4 if call == "probe" else 2)])
-    for call in UPDATE_CALLS
-    if call != "/finish_weight_update"
+    f"{call} fails twice": Scenario([Fault(call, "error", times=4 if call == "probe" else 2)]) for call in UPDATE_CALLS
 }
 DEATHS = {f"death at {call}": Scenario([Fault(call, "die")]) for call in [*UPDATE_CALLS, "generate"]}
 SAMPLING = {
     f"{kind} once while generating": Scenario([Fault("generate", kind)])
     for kind in ("error", "close", "hang", *BAD_REPLIES)
-} | {"another version after generating": Scenario([Fault("/weight_info", "wrong_version", skip=1)])}
-MENDED = WELL | ONCE | HANGS | TWICE | DEATHS | SAMPLING
+} | {"another version after generating": Scenario([Fault("/weight_info", "other_run", skip=1)])}
+MENDED = WELL | ONCE | WORKER | HANGS | OPEN | TWICE | DEATHS | SAMPLING
 
 HOPELESS = {
     "always fails": (
@@ -49,12 +55,19 @@ HOPELESS = {
         Scenario([Fault("/start_weight_update", "hang", 2)], restartable=False),
         ["POST /start_weight_update: no whole reply within 2 s"],
     ),
-    "another version": (Scenario([Fault("/weight_info", "wrong_version", ALWAYS)]), ["version '12345', must be 3"]),
+    "attached, weights that do not load": (
+        Scenario([Fault("/update_weights", "unusable", 2)], restartable=False),
+        [f"could not take over the weights: {FAULT_TEXT}", "left paused"],
+    ),
+    "another run": (
+        Scenario([Fault("/weight_info", "other_run", ALWAYS)]),
+        ["serves weight version '3-00000000', must be '3-", "another run"],
+    ),
     "old weights are kept": (Scenario(modes=["stale_weights"]), ["does not sample from the actor's weights", "0.001"]),
     "a tensor is not loaded": (Scenario(modes=["missing_tensor"]), ["does not sample from the actor's weights"]),
-    "always hangs while generating": (Scenario([Fault("generate", "hang", ALWAYS)]), ["no whole reply within 3 s"]),
+    "always hangs while generating": (Scenario([Fault("generate", "hang", ALWAYS)]), ["within 3 s", "fake's log"]),
     **{
-        f"always {kind} while generating": (Scenario([Fault("generate", kind, ALWAYS)]), [text])
+        f"always {kind} while generating": (Scenario([Fault("generate", kind, ALWAYS)]), [text, "fake's log"])
         for kind, text in {
             "error": FAULT_TEXT,
             "nan": "token_logprobs nan at token 0",
@@ -105,20 +118,22 @@ def test_calls_come_in_the_order_vllm_wants(outcomes, name):
     assert outcomes(name)[0]["calls"] == [*PUSH, *PROBED, *GENERATED, "/weight_info"]
 
 
-@pytest.mark.parametrize("call", [call for call in UPDATE_CALLS if call != "/finish_weight_update"])
+@pytest.mark.parametrize("call", UPDATE_CALLS)
 def test_after_one_failure_all_is_sent_again_without_sampling_or_a_restart(outcomes, call):
     (main, _) = outcomes(f"error at {call}")
     calls = main["calls"]
     assert main["restarts"] == 0
-    assert calls.count("/start_weight_update") == (1 if call in ("/pause",) else 2)
+    assert calls.count("/start_weight_update") == (1 if call in PUSH[:2] else 2)
     again = len(calls) - calls[::-1].index("/pause") - 1
     assert calls[again:] == [*PUSH, *PROBED, *GENERATED, "/weight_info"]
     before_start = calls[:again].index(call)
     assert call == "probe" or "probe" not in calls[: before_start + 1]
 
 
-def test_an_update_that_cannot_be_finished_or_begun_again_restarts_the_server(outcomes):
-    assert outcomes("error at /finish_weight_update")[0]["restarts"] == 1
+@pytest.mark.parametrize("name", WORKER)
+def test_what_a_worker_could_not_do_is_seen_before_anything_is_sampled(outcomes, name):
+    calls = outcomes(name)[0]["calls"]
+    assert calls.count("/start_weight_update") == 2 and calls.count("/resume") == 1
 
 
 @pytest.mark.parametrize("name", [*TWICE, *DEATHS])
@@ -156,7 +171,40 @@ def test_every_outcome_comes_within_the_deadlines(outcomes, name):
 
 def test_a_failed_update_is_never_followed_by_a_resume(outcomes):
     calls = outcomes("attached, fails twice")[0]["calls"]
-    assert calls == [*PUSH[:3], *PUSH[:3]]
+    assert calls == [*PUSH[:4], *PUSH[:4]]
+
+
+@pytest.fixture
+def server(tiny_model):
+    """`server(*faults)`: a fake that a test drives without an engine."""
+    fakes = []
+
+    def make(*faults: Fault) -> FakeServer:
+        fakes.append(FakeVLLM(tiny_model(), faults=faults))
+        return FakeServer(fakes[-1])
+
+    yield make
+    for fake in fakes:
+        fake.stop()
+
+
+def test_two_runs_at_one_server_notice_each_other(server):
+    shared = server()
+    first, second = Delivery(shared, SYNC_SECONDS), Delivery(shared, SYNC_SECONDS)
+    first.deliver([], 0, lambda client: first.require_version(0))
+    second.deliver([], 0, lambda client: second.require_version(0))
+    with pytest.raises(EngineError, match="another run updates its weights"):
+        first.require_version(0)
+
+
+def test_a_server_that_cannot_sleep_any_more_is_an_error_with_its_log(server):
+    with pytest.raises(EngineError, match=rf"{FAULT_TEXT}\n[^$]*the last line of the fake's log"):
+        Delivery(server(Fault("/sleep", "error")), SYNC_SECONDS).sleep()
+
+
+def test_before_a_restart_the_log_is_shown(server, caplog):
+    Delivery(server(Fault("/pause", "error", 2)), SYNC_SECONDS).deliver([], 0, lambda client: None)
+    assert "the server is restarted" in caplog.text and "the last line of the fake's log" in caplog.text
 
 
 def test_prompts_have_seeds_of_their_own():

@@ -40,7 +40,9 @@ class ScriptedEngine:
     def publish(self, version: int) -> None:
         self.version = version
 
-    def generate(self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None):
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None, numbers=None
+    ):
         return [[self._next(prompt) for _ in range(group_size)] for prompt in prompts]
 
     def sleep(self) -> None:

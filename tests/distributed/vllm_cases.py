@@ -124,7 +124,10 @@ def followed(launch: Launch, model: Path, layout: Layout, answers: Answers, dire
                 actor.update(*ours)
         calls = server.fake.calls if server else []
         limited = [] if error else engine.generate(PROMPTS, group_size=GROUP_SIZE, seed=5, max_new_tokens=[1, 2, 3])
-    return {"rounds": rounds, "error": error, "calls": calls, "limited": limited}
+        numbers = [2, 0]
+        asked_again = [PROMPTS[number] for number in numbers]
+        numbered = [] if error else engine.generate(asked_again, group_size=GROUP_SIZE, seed=5, numbers=numbers)
+    return {"rounds": rounds, "error": error, "calls": calls, "limited": limited, "numbered": numbered}
 
 
 def slept(launch: Launch, model: Path, layout: Layout, directory: Path, can_sleep: bool) -> dict:
@@ -139,7 +142,7 @@ def slept(launch: Launch, model: Path, layout: Layout, directory: Path, can_slee
             if server is not None:
                 calls.append(list(server.fake.calls))
                 server.fake.calls.clear()
-        return {"calls": calls, "samples": asked(engine), "seconds": engine.publish_seconds}
+        return {"calls": calls, "samples": asked(engine)}
 
 
 def _dropping(write, name: str):

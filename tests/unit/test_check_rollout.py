@@ -119,8 +119,26 @@ def test_other_spellings_that_vllm_takes_are_refused(tmp_path, name, said):
         check_settings(load([tmp_path / "run.yaml"], SPAWN))
 
 
-def test_a_secret_that_is_refused_is_not_shown():
-    assert "hunter2" not in refused(check_settings, *SPAWN, "vllm.api_key=hunter2")
+@pytest.mark.parametrize("name", ["headless", "runner", "api_server_count"])
+def test_arguments_that_change_what_is_started_are_the_trainers(name):
+    assert f"vllm.{name}=1 is decided by the trainer" in refused(check_settings, *SPAWN, f"vllm.{name}=1")
+
+
+@pytest.mark.parametrize("word", ["vllm.api_key=hunter2", "vllm.hf_token=hunter2"])
+def test_a_secret_that_is_refused_is_not_shown(word):
+    message = refused(check_settings, *SPAWN, word)
+    assert "hunter2" not in message and "the environment variable" in message
+
+
+@pytest.mark.parametrize("user", ["me:hunter2", "me", ":hunter2"])
+def test_a_user_in_the_address_is_refused_since_vllm_knows_only_a_token(user):
+    message = refused(check_settings, *ATTACH, f"rollout.vllm_url=http://{user}@node7:8000")
+    assert "holds a user or a password" in message and "VLLM_API_KEY" in message and "hunter2" not in message
+
+
+@pytest.mark.parametrize("key", ["rollout.sync_dir", "rollout.vllm_devices"])
+def test_an_empty_name_is_refused(key):
+    assert f"{key}= is empty" in refused(check_settings, *SPAWN, f"{key}=''")
 
 
 def test_the_interpreter_must_be_there_when_it_is_going_to_be_used(tmp_path):

@@ -64,10 +64,21 @@ CALLS = [
     (lambda c: c.health(5), b"", "GET /health", None),
     (lambda c: c.pause(5), {}, "POST /pause?mode=wait&clear_cache=true", None),
     (lambda c: c.resume(5), {}, "POST /resume", None),
-    (lambda c: c.is_paused(5), {"is_paused": True}, "GET /is_paused", True),
+    (
+        lambda c: c.abandon_weight_update(5),
+        {"results": [None]},
+        "POST /collective_rpc",
+        {"method": "abandon_weight_update"},
+    ),
+    (
+        lambda c: c.require_loaded(5),
+        {"results": [None, None]},
+        "POST /collective_rpc",
+        {"method": "weight_update_failure"},
+    ),
     (lambda c: c.start_weight_update(5), {}, "POST /start_weight_update", None),
     (lambda c: c.update_weights({"path": "/x"}, 5), {}, "POST /update_weights", {"update_info": {"path": "/x"}}),
-    (lambda c: c.finish_weight_update(7, 5), {}, "POST /finish_weight_update", {"weight_version": "7"}),
+    (lambda c: c.finish_weight_update("7-a", 5), {}, "POST /finish_weight_update", {"weight_version": "7-a"}),
     (lambda c: c.weight_version(5), {"weight_version": "7"}, "GET /weight_info", "7"),
     (lambda c: c.weight_version(5), {"weight_version": None}, "GET /weight_info", None),
     (lambda c: c.sleep(5), {}, "POST /sleep?level=2&mode=wait", None),
@@ -90,11 +101,12 @@ def test_calls_are_those_of_vllm(call, answer, target, value):
 def test_a_server_is_reached_over_tcp_and_over_a_socket(tmp_path, over_socket, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    with listening(reply({"is_paused": False}), uds=tmp_path / "s" if over_socket else None) as (address, requests):
-        assert Client(address).is_paused(5) is False
+    uds = tmp_path / "s" if over_socket else None
+    with listening(reply({"weight_version": "7"}), uds=uds) as (address, requests):
+        assert Client(address).weight_version(5) == "7"
         assert "authorization" not in requests[0][0].lower()
         secret = Address(address.url, address.uds, "sk-secret")
-        Client(secret).is_paused(5)
+        Client(secret).weight_version(5)
         assert "authorization: Bearer sk-secret" in requests[1][0].replace("Authorization", "authorization")
     assert "sk-secret" not in repr(secret) + str(secret)
 
@@ -132,15 +144,21 @@ def test_a_reply_that_is_none_is_an_error(name):
     chunks, text = BROKEN[name]
     with listening(*chunks) as (address, _):
         with pytest.raises(EngineError, match=text) as raised:
-            Client(address).is_paused(5)
-    assert "GET /is_paused" in str(raised.value) and not isinstance(raised.value, RequestRefused)
+            Client(address).weight_version(5)
+    assert "GET /weight_info" in str(raised.value) and not isinstance(raised.value, RequestRefused)
 
 
-@pytest.mark.parametrize("answer", [[], {}, {"is_paused": "yes"}, None, "text"])
+def test_a_failure_of_any_worker_is_told_in_its_own_words():
+    with listening(reply({"results": [None, "RuntimeError: weights /shm/a:\nSHA-256 1, expected 2"]})) as (address, _):
+        with pytest.raises(EngineError, match=r"over the weights: RuntimeError: weights /shm/a: SHA-256 1, expected 2"):
+            Client(address).require_loaded(5)
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"weight_version": 7}, None, "text"])
 def test_a_reply_of_another_shape_is_an_error(answer):
     with listening(reply(answer)) as (address, _):
-        with pytest.raises(EngineError, match="/is_paused gave"):
-            Client(address).is_paused(5)
+        with pytest.raises(EngineError, match="/weight_info gave"):
+            Client(address).weight_version(5)
 
 
 def test_nobody_listening_is_an_error_that_names_the_address(tmp_path):

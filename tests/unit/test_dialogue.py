@@ -42,7 +42,7 @@ class Engine:
         self.version = 0
         self.said = []
 
-    def generate(self, prompts, *, group_size, seed, max_new_tokens=None):
+    def generate(self, prompts, *, group_size, seed, max_new_tokens=None, numbers=None):
         self.calls.append(SimpleNamespace(prompts=prompts, group_size=group_size, seed=seed, limits=max_new_tokens))
         limits = max_new_tokens or [1000] * len(prompts)
         groups = zip(prompts, limits, strict=True)

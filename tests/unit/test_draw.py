@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
+from rest_megatron.rollout.draw import BLOCK, NO_TOKEN, draw_tokens
 
 INF = float("inf")
 GRID = 4096
@@ -94,3 +94,15 @@ def test_the_largest_number_below_one_draws_a_possible_token_of_any_row(vocab, i
     logits = torch.cat([make_logits(3000, vocab - impossible), torch.full((3000, impossible), -INF)], dim=1)
     tokens, log_probs = draw_tokens(logits, torch.full((3000,), ALMOST_ONE[1], dtype=torch.float64), 1.0, None)
     assert tokens.max() < vocab - impossible and log_probs.isfinite().all()
+
+
+def test_a_draw_on_the_border_of_two_blocks_is_a_possible_token():
+    """There rounding may leave less than nothing to go into the second block, whose first tokens are impossible."""
+    logits = make_logits(3000, 5 * BLOCK)
+    blocks = logits.unflatten(1, (5, BLOCK))
+    blocks[..., :7] = -INF
+    mass = (logits - logits.amax(1, keepdim=True)).exp().double().unflatten(1, (5, BLOCK)).sum(-1)
+    border = mass.cumsum(1)[:, 2] / mass.sum(1)
+    tokens, log_probs = draw_tokens(logits, border, 1.0, None)
+    assert (tokens % BLOCK >= 7).all() and log_probs.isfinite().all()
+    assert set((tokens // BLOCK).tolist()) == {2, 3}

@@ -110,7 +110,15 @@ def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(start):
     os.kill(case.keeper, signal.SIGTERM)
     assert wait(lambda: not case.left(), 6), f"still running: {case.left()}"
     assert time.monotonic() - started >= 1.0
-    assert case.private.exists(), "the trainer still uses it"
+    assert not case.private.exists()
+
+
+def test_a_trainer_that_dies_while_its_server_ends_leaves_nothing(start):
+    case = start("ignore", grace=1.0)
+    os.kill(case.keeper, signal.SIGTERM)
+    case.trainer.kill()
+    assert wait(lambda: not case.left(), 6), f"still running: {case.left()}"
+    assert not case.private.exists()
 
 
 def test_a_server_whose_keeper_is_killed_is_told_to_end(start):

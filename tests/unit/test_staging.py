@@ -47,6 +47,12 @@ def test_shared_memory_serves_one_node_and_a_named_directory_any(tmp_path):
     assert choose_base(config(str(tmp_path)), AWAY, {"a", "b"}) == tmp_path
 
 
+def test_the_servers_path_of_a_named_directory_does_not_depend_on_where_it_was_started(tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert choose_base(config("shared"), AWAY, {"a"}) == tmp_path / "shared"
+
+
 @pytest.mark.parametrize(
     "sync_dir, address, hosts, text",
     [

@@ -1,71 +1,34 @@
 """`rest_megatron.commands.weigh`: regions and weights of answers on file."""
 
-import io
 import json
 import lzma
 import math
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from rest_megatron.commands import weigh
-from rest_megatron.config import load
 from rest_megatron.errors import CheckpointError, ConfigError
-from rest_megatron.files import FileArguments
+from tests.unit.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-# With one token per byte.
-PARTS = [
-    ("<think>", "format"),
-    ("hm", "cot"),
-    ('</think>\n<tool_call>\n{"name": "', "format"),
-    ("f", "tool_name"),
-    ('", "parameters": ', "format"),
-    ('{"a": 1}', "parameters"),
-    ("}\n</tool_call>", "format"),
-]
-ANSWER = "".join(text for text, _ in PARTS)
-REGIONS = [region for text, region in PARTS for _ in text]
 
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory):
-    """A byte-level tokenizer: ids 0 to 255 are bytes, 256 ends a turn, 257 pads."""
-    alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
-    directory = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
 def encode(tokenizer_dir):
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
-    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+    return encoder(tokenizer_dir)
 
 
 @pytest.fixture
 def run(tmp_path, tokenizer_dir):
     """`run(rows, *overrides, **file arguments)` -> (output rows, what was reported)."""
-
-    def call(rows, *overrides, **arguments):
-        source, output = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        source.write_text("".join(f"{line}\n" for line in lines))
-        files = replace(FileArguments(source, output, tokenizer_dir), **arguments)
-        stream = io.StringIO()
-        weigh.main(load([], overrides), files, stream)
-        return [json.loads(line) for line in output.read_text().splitlines()], stream.getvalue()
-
-    return call
+    return partial(weigh_rows, tmp_path, tokenizer_dir)
 
 
 def region_weights(row: dict) -> dict[str, float]:

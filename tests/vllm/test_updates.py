@@ -1,6 +1,7 @@
 """A real vLLM server samples from the weights that it was sent, after every update, failed ones included."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,48 +52,60 @@ def weight_files(model: Path, directory: Path) -> tuple[Path, Path]:
     return whole, part
 
 
-def break_off(client: Client, part: Path, broken: dict) -> str:
-    """Begin an update that fails after its first file; the error."""
+def begin(client: Client, part: Path) -> None:
+    """The first calls of an update, as if its trainer died then."""
     client.pause(SECONDS)
+    client.abandon_weight_update(SECONDS)
     client.start_weight_update(SECONDS)
     client.update_weights({"path": str(part), "sha256": describe_file(part).sha256}, SECONDS)
-    with pytest.raises(EngineError) as caught:
-        client.update_weights(broken, SECONDS)
-    return str(caught.value)
 
 
-def test_an_update_that_broke_off_in_a_layer_is_done_again_whole(serve, tmp_path):
-    """vLLM counts the tensors of a layer, whichever they are: those of the first attempt must not count again."""
-    model, server = serve(UNTIED)
-    whole, part = weight_files(model, tmp_path)
-    found, expected = hashlib.sha256(whole.read_bytes()).hexdigest(), "0" * 64
-    config = rollout_config(model, Layout(), "float32")
-    attached = AttachedServer(server.address, config)
-    attached.wait_ready()
-    failures = {
-        "other bytes": ({"path": str(whole), "sha256": expected}, [whole.name, found, expected]),
-        "no file": ({"path": str(tmp_path / "none"), "sha256": found}, ["weights none in", "No such file"]),
+def broken_files(whole: Path) -> dict[str, tuple[dict, list[str]]]:
+    """What is sent in place of a file of weights, and what the server says of it."""
+    found, expected, none = hashlib.sha256(whole.read_bytes()).hexdigest(), "0" * 64, whole.with_name("none")
+    return {
+        "other bytes": ({"path": str(whole), "sha256": expected}, [str(whole), found, expected]),
+        "no file": ({"path": str(none), "sha256": found}, [f"weights {none} cannot be read", "No such file"]),
         "unknown tensor": (misnamed(whole), ["renamed.safetensors", "cannot be loaded"]),
     }
-    for version, (name, (broken, said)) in enumerate(failures.items(), start=10):
-        message = break_off(Client(server.address), part, broken)
-        assert all(words in message for words in said), f"{name}: {message}"
-        # An attached server is never restarted, so this succeeds at the first or the second attempt.
-        Delivery(attached, SECONDS).deliver([describe_file(whole)], version, lambda client: None)
+
+
+@pytest.mark.parametrize("kind", [UNTIED, TWO_WORKERS], ids=str)
+def test_an_update_that_broke_off_in_a_layer_is_done_again_whole_at_once(serve, tmp_path, caplog, kind):
+    """vLLM counts the tensors of a layer, whichever they are: those of the first attempt must not count again.
+
+    Of several workers it reads the first one's error only: the second's would be the answer to the next call.
+    """
+    model, server = serve(kind)
+    whole, part = weight_files(model, tmp_path)
+    client = Client(server.address)
+    for version, (name, (broken, said)) in enumerate([("left open", (None, [])), *broken_files(whole).items()], 10):
+        begin(client, part)
+        if broken is not None:
+            client.update_weights(broken, SECONDS)
+            with pytest.raises(EngineError) as caught:
+                client.require_loaded(SECONDS)
+            assert all(words in str(caught.value) for words in said), f"{name}: {caught.value}"
+        Delivery(server, SECONDS).deliver([describe_file(whole)], version, lambda client: None)
+        assert caplog.text == "", f"{name}: at the first attempt"
         assert differences(sample(server.address, version), model, "float32").max() < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", [UNTIED, TWO_WORKERS], ids=str)
+def test_weights_that_were_not_written_so_are_never_sampled_from_and_the_next_ones_are(serve, tmp_path, caplog, kind):
+    model, server = serve(kind)
+    whole, _ = weight_files(model, tmp_path)
+    file = describe_file(whole)
+    attached = AttachedServer(server.address, rollout_config(model, Layout(), "float32"))
+    delivery = Delivery(attached, SECONDS)
+    with pytest.raises(EngineError, match=rf"twice[^$]*{'0' * 64}[^$]*left paused"):
+        delivery.deliver([replace(file, sha256="0" * 64)], 20, lambda client: pytest.fail("sampled"))
+    caplog.clear()
+    delivery.deliver([file], 21, lambda client: None)
+    assert caplog.text == "" and differences(sample(server.address, 21), model, "float32").max() < 1e-4
 
 
 def misnamed(whole: Path) -> dict:
     path = whole.with_name("renamed.safetensors")
     save_file({f"{name}.unknown": tensor for name, tensor in load_file(whole).items()}, path)
     return {"path": str(path), "sha256": describe_file(path).sha256}
-
-
-def test_a_server_of_two_workers_recovers_from_an_update_that_failed(serve, tmp_path):
-    """vLLM reads the first worker's error only: the second's is the answer to the next call, whatever that was."""
-    model, server = serve(TWO_WORKERS)
-    whole, part = weight_files(model, tmp_path)
-    break_off(Client(server.address), part, {"path": str(whole), "sha256": "0" * 64})
-    for version in (20, 21):
-        Delivery(server, SECONDS).deliver([describe_file(whole)], version, lambda client: None)
-        assert differences(sample(server.address, version), model, "float32").max() < 1e-4

@@ -5,7 +5,8 @@ which registers the weight transfer backend `rest_files`. It knows nothing of th
 """
 
 import hashlib
-import os
+import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 from vllm.platforms import current_platform
+
+logger = logging.getLogger(__name__)
 
 BACKEND = "rest_files"
 READ_BYTES = 8 << 20
@@ -45,58 +48,90 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class FileTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """start, one update per file in any order, finish. After a failed update start again, with all files."""
+    """start, one update per file in any order, finish. After a failed update start again, with all files.
+
+    Nothing is raised: of several workers vLLM reads the replies up to the first error, and takes the others for the
+    replies to its next calls. `failure` is the first error's text since the last start, None while all is well; after
+    one, everything but a start is left undone.
+    """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
+    failure: str | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """There is no connection to open."""
 
     def start_weight_update(self) -> None:
         """Forget what an update that failed has left behind, and expect every tensor."""
-        _forget_partial_layers(self.model)
-        initialize_layerwise_reload(self.model)
+        self.failure = None
+        self._attempt(self._start)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load one file and check its bytes meanwhile.
 
-        Raises RuntimeError with the path when the file cannot be read, holds other bytes than the trainer wrote, or
-        does not fit the model.
+        A failure when it cannot be read, holds other bytes than the trainer wrote, or does not fit the model.
         """
-        path, failure = update_info.path, None
-        # The file's name apart: vLLM's replies hide paths.
-        shown = "weights {1} in {0}".format(*os.path.split(path))
-        with ThreadPoolExecutor(1) as reader:
-            digest = reader.submit(_sha256, path)
-            try:
-                _load(self.model, path)
-            except Exception as error:
-                # Raised below: when the bytes are wrong, that is the reason to tell.
-                failure = error
-        try:
-            found = digest.result()
-        except OSError as error:
-            raise RuntimeError(f"{shown} cannot be read: {error}") from error
-        if found != update_info.sha256:
-            raise RuntimeError(
-                f"{shown} are not those that were written: SHA-256 {found}, expected {update_info.sha256}"
-            ) from failure
-        if failure is not None:
-            raise RuntimeError(f"{shown} cannot be loaded: {type(failure).__name__}: {failure}") from failure
+        self._attempt(lambda: _load_checked(self.model, update_info.path, update_info.sha256))
 
     def finish_weight_update(self) -> None:
         """Put the new weights in place of the old ones."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        _repack_tied_heads(self.model)
+        self._attempt(self._finish)
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
 
+    def _start(self) -> None:
+        _forget_partial_layers(self.model)
+        initialize_layerwise_reload(self.model)
+
+    def _finish(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        _repack_tied_heads(self.model)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            step()
+        except Exception as error:
+            logger.exception("the weight update failed")
+            self.failure = f"{type(error).__name__}: {error}"
+
 
 class Extension:
-    """What vLLM's option names, so that this module is imported. It adds nothing to the worker."""
+    """What vLLM's worker gets in addition: calls for its /collective_rpc."""
+
+    def abandon_weight_update(self) -> None:
+        """Forget an update that nobody finishes; vLLM would refuse to start another."""
+        self._weight_update_active = False
+        self.weight_transfer_engine.reset_weight_update_target()
+
+    def weight_update_failure(self) -> str | None:
+        """Why the update that was started last cannot be used; None when nothing has failed."""
+        return self.weight_transfer_engine.failure
+
+
+def _load_checked(model: nn.Module, path: str, sha256: str) -> None:
+    failure = None
+    with ThreadPoolExecutor(1) as reader:
+        digest = reader.submit(_sha256, path)
+        try:
+            _load(model, path)
+        except Exception as error:
+            # Raised below: when the bytes are wrong, that is the reason to tell.
+            failure = error
+    try:
+        found = digest.result()
+    except OSError as error:
+        raise RuntimeError(f"weights {path} cannot be read: {error}") from error
+    if found != sha256:
+        raise RuntimeError(
+            f"weights {path} are not those that were written: SHA-256 {found}, expected {sha256}"
+        ) from failure
+    if failure is not None:
+        raise RuntimeError(f"weights {path} cannot be loaded: {type(failure).__name__}: {failure}") from failure
 
 
 def _load(model: nn.Module, path: str) -> None:

@@ -22,6 +22,7 @@ STOP = [0, 1, 2]
 # The longest holds more than one of the blocks that vLLM caches prefixes in, 128 tokens on CPU.
 PROMPTS = [[5], list(range(3, 43)), [(7 * i) % 491 + 3 for i in range(170)]]
 LONGEST_PROMPT = 180
+BATCH_TOKENS = 256
 SECONDS = 60.0
 
 
@@ -57,7 +58,8 @@ def rollout_config(model: Path, layout: Layout, dtype: str) -> Config:
 def server_config(model: Path, kind: Kind) -> Config:
     """Of the server for such a trainer."""
     config = rollout_config(model, Layout(), kind.dtype)
-    return replace(config, vllm={"tensor_parallel_size": kind.tensor_parallel})
+    # One long prompt fits into a step of the server, two do not.
+    return replace(config, vllm={"tensor_parallel_size": kind.tensor_parallel, "max_num_batched_tokens": BATCH_TOKENS})
 
 
 def two_updates(launch: Launch, model: Path, layout: Layout, dtype: str, address: Address, directory: Path) -> dict:
@@ -85,9 +87,9 @@ def two_updates(launch: Launch, model: Path, layout: Layout, dtype: str, address
     return found | {"second": answers()}
 
 
-def sample(address: Address, version: int) -> list[Sample]:
+def sample(address: Address, version: int, prompts: list[list[int]] = PROMPTS) -> list[Sample]:
     """Answers of a server as it is, outside any engine."""
-    questions = [Question(i, tuple(p), GROUP_SIZE, NEW_TOKENS, prompt_seed(5, i)) for i, p in enumerate(PROMPTS)]
+    questions = [Question(i, tuple(p), GROUP_SIZE, NEW_TOKENS, prompt_seed(5, i)) for i, p in enumerate(prompts)]
     sampling = Sampling(TEMPERATURE, 1.0, 0, 0.0, frozenset(STOP), VOCAB)
     groups = ask(Client(address), questions, sampling, version, SECONDS)
     for group in groups:

@@ -13,7 +13,7 @@ from rest_megatron.rollout.client import Client
 from rest_megatron.rollout.delivery import Delivery
 from rest_megatron.rollout.sync import describe_file
 from tests.distributed.cases import Layout
-from tests.vllm.cases import PROMPTS, SECONDS, Kind, differences, rollout_config, sample, two_updates
+from tests.vllm.cases import GROUP_SIZE, PROMPTS, SECONDS, Kind, differences, rollout_config, sample, two_updates
 
 pytestmark = pytest.mark.vllm
 
@@ -40,6 +40,13 @@ def test_answers_follow_every_update_from_tensor_and_pipeline_parallel_ranks(poo
     assert stale.mean() > 0.1, "the second update must make a difference"
     prompts = {one.prompt_ids for one in results[0]["second"]}
     assert max(map(len, prompts)) > 128 and len(prompts) == len(PROMPTS), "one prompt must have a cached prefix"
+
+
+def test_prompts_that_do_not_fit_into_one_step_of_the_server_are_all_answered(serve):
+    """A prompt that is read in two parts kills vLLM 0.32 on a CPU where it has a seed of its own."""
+    prompts = [[(i * 31 + j) % 491 + 3 for j in range(150)] for i in range(8)]
+    _, server = serve(UNTIED)
+    assert len(sample(server.address, 0, prompts)) == len(prompts) * GROUP_SIZE
 
 
 def weight_files(model: Path, directory: Path) -> tuple[Path, Path]:

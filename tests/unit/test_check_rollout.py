@@ -1,5 +1,7 @@
 """Rules between the keys of vLLM rollouts."""
 
+from pathlib import Path
+
 import pytest
 
 from rest_megatron.config import load
@@ -10,6 +12,9 @@ from rest_megatron.errors import ConfigError
 SPAWN = ["rollout.engine=vllm", "rollout.vllm_python=/env/bin/python"]
 ATTACH = ["rollout.engine=vllm", "rollout.vllm_url=http://node7:8000"]
 UNCORRECTED = ["algorithm.importance_cap=null", "algorithm.importance_mask=null", "alarms.max_mismatch=0"]
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "vllm"
 
 
 def refused(check, *words: str) -> str:
@@ -36,6 +41,13 @@ def refused(check, *words: str) -> str:
 )
 def test_complete_settings_are_accepted(words):
     check_settings(load([], words))
+
+
+@pytest.mark.parametrize("name", ["apart", "colocated"])
+def test_the_examples_are_complete(name):
+    config = load([EXAMPLES / f"{name}.yaml"])
+    check_settings(config)
+    assert config.vllm["tensor_parallel_size"] > 1 and config.rollout.vllm_python == ".venv-vllm/bin/python"
 
 
 @pytest.mark.parametrize(

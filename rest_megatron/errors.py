@@ -41,3 +41,21 @@ class EngineError(RestError):
 
     exit_code = 5
     kind = "rollout error"
+
+
+class Preempted(RestError):
+    """The run was asked to stop, and can go on from where it was; schedulers requeue on this code (EX_TEMPFAIL)."""
+
+    exit_code = 75
+    kind = "preempted"
+
+
+class NonFiniteError(RestError):
+    """More updates in a row than train.max_nonfinite had a loss or gradient that is not finite."""
+
+    exit_code = 77
+    kind = "not finite"
+
+
+# The exit code of a rank that its watchdog ends.
+HANG_EXIT_CODE = 76

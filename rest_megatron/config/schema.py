@@ -6,6 +6,7 @@ the method itself are in `method.py`.
 
 from dataclasses import dataclass, field
 
+from rest_megatron.config.checkpoint import CheckpointConfig
 from rest_megatron.config.field import key
 from rest_megatron.config.method import AlgorithmConfig, MethodConfig, RewardConfig, WeightsConfig
 
@@ -18,6 +19,9 @@ class RunConfig:
     seed: int = key(0, "Seed of data order, sampling and random initialisation.", ge=0)
     device: str = key(
         "auto", "Device of the actor; auto takes CUDA when there is one.", choices=("auto", "cpu", "cuda")
+    )
+    hang_timeout: float = key(
+        1500.0, "Seconds without any progress after which a rank writes its stacks and ends the run, 0: never.", ge=0
     )
 
 
@@ -162,6 +166,9 @@ class TrainConfig:
         "ones; each costs two more passes over the step's answers. 0: never.",
         ge=0,
     )
+    max_nonfinite: int = key(
+        3, "Updates in a row that may be skipped because loss or gradient is not finite; one more ends the run.", ge=0
+    )
     debug: str = key(
         "off",
         "rollout_only: sample, score and dump, but update nothing. train_only: take each step's scored answers from "
@@ -237,6 +244,7 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)

@@ -136,7 +136,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
     else:
         check_run(config, launch.world_size)
         check_data_files(config, "sft" if arguments.command == "sft" else "train")
-        check_run_dir(config)
+        check_run_dir(config, arguments.command)
         _train(arguments.command, config, launch)
 
 

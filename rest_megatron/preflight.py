@@ -102,7 +102,7 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
 
 def run_directory(config: Config) -> Iterator[tuple[str, str]]:
     """run.dir exists or can be made, holds no earlier run, and takes files."""
-    check_run_dir(config)
+    check_run_dir(config, "train")
     wanted = Path(config.run.dir).absolute()
     existing = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not existing.is_dir():

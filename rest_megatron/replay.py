@@ -44,41 +44,24 @@ class DumpedAnswer:
     rounds: int
 
 
-class Replay:
-    """The dumps in the directory train.replay.
+class DumpReader:
+    """Reads the rows of a step's answers.
 
     Args:
-        config: sizes of a step, and its number of them.
+        config: sizes of a step.
         prompts: those of data.train.
         vocab_size: the model's.
     """
 
     def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
         self.config = config
-        self.directory = Path(config.train.replay)
         self.prompts = {prompt.index: prompt for prompt in prompts}
         self.hashes: dict[int, str] = {}
         self.vocab_size = vocab_size
 
-    def check(self) -> None:
-        """Read the dumps of all steps.
-
-        Raises DataError for those that are missing, and for the rows of the first that cannot be used.
-        """
-        steps = range(1, self.config.train.steps + 1)
-        missing = [step for step in steps if not self._path(step).is_file()]
-        if missing:
-            fix = f"set train.steps={missing[0] - 1}" if missing[0] > 1 else "name the rollouts directory of a run"
-            raise DataError(
-                f"train.replay={self.directory} holds no {self._path(missing[0]).name}; train.steps={steps[-1]} needs "
-                f"step-1.jsonl to step-{steps[-1]}.jsonl, {len(missing)} of them are missing\n  Dump them, or {fix}"
-            )
-        for step in steps:
-            self._answers(step)
-
-    def experience(self, step: int) -> Experience:
-        """The answers of a step, counted from 1. Raises DataError as `check` does."""
-        answers, size = self._answers(step), self.config.rollout.group_size
+    def experience(self, path: Path) -> Experience:
+        """The answers in a file. Raises DataError as `answers` does."""
+        answers, size = self.answers(path), self.config.rollout.group_size
         groups = [answers[i : i + size] for i in range(0, len(answers), size)]
         scores = [[answer.score for answer in group] for group in groups]
         return Experience(
@@ -92,11 +75,8 @@ class Replay:
             reward_seconds=0.0,
         )
 
-    def _path(self, step: int) -> Path:
-        return self.directory / f"step-{step}.jsonl"
-
-    def _answers(self, step: int) -> list[DumpedAnswer]:
-        path = self._path(step)
+    def answers(self, path: Path) -> list[DumpedAnswer]:
+        """The rows of a file. Raises DataError for those that cannot be used, or are not the answers of one step."""
         records = read_records(path)
         answers, faults = [], []
         for where, row in records:
@@ -181,6 +161,38 @@ class Replay:
         if not trained <= wanted <= count:
             said = f"{count} groups, {trained} of them trained on"
             yield f"{wheres[-1]} is the last: {said}; rollout.prompts_per_step={wanted} must lie between the two"
+
+
+class Replay:
+    """The dumps in the directory train.replay, one of each step; see `DumpReader`."""
+
+    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
+        self.steps = range(1, config.train.steps + 1)
+        self.directory = Path(config.train.replay)
+        self.reader = DumpReader(config, prompts, vocab_size)
+
+    def check(self) -> None:
+        """Read the dumps of all steps.
+
+        Raises DataError for those that are missing, and for the rows of the first that cannot be used.
+        """
+        missing = [step for step in self.steps if not self._path(step).is_file()]
+        if missing:
+            fix = f"set train.steps={missing[0] - 1}" if missing[0] > 1 else "name the rollouts directory of a run"
+            raise DataError(
+                f"train.replay={self.directory} holds no {self._path(missing[0]).name}; train.steps={self.steps[-1]} "
+                f"needs step-1.jsonl to step-{self.steps[-1]}.jsonl, {len(missing)} of them are missing\n"
+                f"  Dump them, or {fix}"
+            )
+        for step in self.steps:
+            self.reader.answers(self._path(step))
+
+    def experience(self, step: int) -> Experience:
+        """The answers of a step, counted from 1. Raises DataError for rows that cannot be used."""
+        return self.reader.experience(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step}.jsonl"
 
 
 def open_replay(config: Config, prompts: Sequence[Prompt]) -> Replay:

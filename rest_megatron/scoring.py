@@ -1,7 +1,7 @@
 """Rewards of sampled answers, computed once and shared."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -33,23 +33,29 @@ def score_groups(
 ) -> list[list[Score]]:
     """One Score per answer. Rank 0 scores and broadcasts, so that all ranks train on the same numbers.
 
-    An error of a user's own reward on rank 0 is raised on every rank.
+    An error of a user's own reward on rank 0 is raised on every rank, and Preempted before the next answer is scored.
     """
-    return parallel.on_main(
-        lambda: [
-            _score_group(group, prompt, reward, token_table, progress, step)
-            for group, prompt in zip(groups, prompts, strict=True)
-        ]
-    )
+    check = parallel.watch.check
+    with parallel.watch.phase("reward"):
+        return parallel.on_main(
+            lambda: [
+                _score_group(group, prompt, reward, token_table, progress, step, check)
+                for group, prompt in zip(groups, prompts, strict=True)
+            ]
+        )
 
 
-def _score_group(group, prompt: Prompt, reward: Reward, token_table, progress: float, step: int) -> list[Score]:
+def _score_group(
+    group, prompt: Prompt, reward: Reward, token_table, progress: float, step: int, check: Callable[[], None]
+) -> list[Score]:
     truth = reward.read(prompt.ground_truth)
     opened = think_open(prompt.token_ids, token_table)
-    return [
-        reward.score(answer_bytes(sample, token_table), truth, progress=progress, step=step, think_open=opened)
-        for sample in group
-    ]
+    scores = []
+    for sample in group:
+        check()
+        response = answer_bytes(sample, token_table)
+        scores.append(reward.score(response, truth, progress=progress, step=step, think_open=opened))
+    return scores
 
 
 def add_judge(
@@ -63,23 +69,24 @@ def add_judge(
 ) -> list[list[Score]]:
     """Scores with judge_weight times the judge's grade added; an answer without a grade keeps its score.
 
-    judge: on rank 0. Parts gain judge, the grade or 0, and judged, whether there was one.
+    judge: on rank 0. Parts gain judge, the grade or 0, and judged, whether there was one. Raises Preempted.
     """
     if settings.judge_url is None:
         return scores
-    grades = iter(parallel.on_main(lambda: _grades(judge, groups, prompts, token_table)))
+    with parallel.watch.phase("judge"):
+        grades = iter(parallel.on_main(lambda: _grades(judge, groups, prompts, token_table, parallel.watch.check)))
     return [[_judged(score, next(grades), settings.judge_weight) for score in group] for group in scores]
 
 
 def _grades(
-    judge: Judge, groups: Groups, prompts: Sequence[Prompt], token_table: Sequence[bytes]
+    judge: Judge, groups: Groups, prompts: Sequence[Prompt], token_table: Sequence[bytes], check: Callable[[], None]
 ) -> list[float | None]:
     questions = [
         (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))
         for prompt, group in zip(prompts, groups, strict=True)
         for sample in group
     ]
-    grades = judge.grades(questions)
+    grades = judge.grades(questions, check)
     if None in grades:
         missing = grades.count(None)
         logger.warning("the judge gave no grade for %d of %d answers: %s", missing, len(grades), judge.last_error)

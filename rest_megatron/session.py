@@ -3,11 +3,10 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
@@ -21,15 +20,18 @@ from rest_megatron.data.template import read_template
 from rest_megatron.errors import CheckpointError
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.launch import Launch
-from rest_megatron.observe.metrics import MetricsLogger, open_metrics
+from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
+from rest_megatron.resume import Resumed, find_checkpoint
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.reward import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
 from rest_megatron.rollout.dialogue import open_dialogues
 from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.server import open_server
+from rest_megatron.run_dir import locked
 from rest_megatron.tokens import stop_token_ids, token_bytes
+from rest_megatron.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Session:
     rollout: RolloutEngine
     metrics: MetricsLogger
     progress: ProgressLine
+    resumed: Resumed | None
+    """The checkpoint that the run goes on from."""
 
     @property
     def is_main(self) -> bool:
@@ -68,11 +72,13 @@ def open_session(
     tokenizer: PreTrainedTokenizerBase,
     total_optimizer_steps: int,
     prompts: Sequence[Prompt] = (),
+    saved_by: str | None = None,
 ) -> Iterator[Session]:
-    """Start logs, processes, rollout server and model for a configuration that has been checked.
+    """Start processes, logs, rollout server and model for a configuration that has been checked.
 
     `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed with a rollout server, are some it will
-    answer. Read and check all input before: what fails in here costs a job its start. Raises RestError.
+    answer. saved_by: the command, train or sft, whose checkpoints are looked for. Read and check all input before: what
+    fails in here costs a job its start. Raises RestError.
     """
     model_path = Path(config.model.path)
     hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
@@ -84,34 +90,64 @@ def open_session(
     template = None if named is None else read_template(named, config.where("data.chat_template"))
     device = choose_device(config.run.device, launch)
     run_dir = Path(config.run.dir)
-    with open_metrics(launch.rank, run_dir, config) as metrics, open_progress(launch.rank, config) as progress:
-        parallel = initialize(launch, config.parallel, device, config.run.seed)
-        if parallel.rank == 0:
-            (run_dir / "config.yaml").write_text(dump(config))
-        dist.barrier()
-        require_shared(run_dir)
-        # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
-        with open_server(config, run_dir, parallel) as server:
+    with ExitStack() as stack:
+        watch = stack.enter_context(
+            Watch(
+                save_by=config.checkpoint.save_by,
+                hang_timeout=config.run.hang_timeout,
+                stacks=run_dir / "hang",
+                rank=launch.rank,
+            )
+        )
+        # What takes long here has deadlines of its own.
+        with watch.phase("start"), watch.patient():
+            parallel = initialize(launch, config.parallel, device, config.run.seed, watch=watch)
+            progress = stack.enter_context(open_progress(launch.rank, config))
+            parallel.on_main(lambda: stack.enter_context(locked(run_dir)))
+            resumed = None if saved_by is None else find_checkpoint(config, saved_by, parallel, progress.write)
+            metrics = _open_metrics(config, parallel, resumed, stack)
+            require_shared(run_dir)
+            # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
+            server = stack.enter_context(open_server(config, run_dir, parallel))
             actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
             engine = build_engine(config, actor, parallel, server, stop_token_ids(model_path, tokenizer), prompts)
             rollout = open_dialogues(engine, config, parallel, tokenizer, table)
-            yield Session(
-                config=config,
-                run_dir=run_dir,
-                parallel=parallel,
-                token_table=table,
-                chat_template=template,
-                grammar=GRAMMARS[config.data.answer_format],
-                reward=reward,
-                judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
-                actor=actor,
-                rollout=rollout,
-                metrics=metrics,
-                progress=progress,
-            )
-            rollout.close()
+        yield Session(
+            config=config,
+            run_dir=run_dir,
+            parallel=parallel,
+            token_table=table,
+            chat_template=template,
+            grammar=GRAMMARS[config.data.answer_format],
+            reward=reward,
+            judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
+            actor=actor,
+            rollout=rollout,
+            metrics=metrics,
+            progress=progress,
+            resumed=resumed,
+        )
+        rollout.close()
     # Not after an error: the ranks still need the group to agree on who reports it.
     shutdown()
+
+
+def _open_metrics(
+    config: Config, parallel: Parallel, resumed: Resumed | None, stack: ExitStack
+) -> MetricsLogger | NoMetrics:
+    """This rank's logger, and config.yaml beside its files. Collective; what keeps rank 0 from it is raised on all."""
+    run_dir, after, evaluated = Path(config.run.dir), None, None
+    if resumed is not None and resumed.is_own:
+        after = resumed.loop["step"]
+        evaluated = after if resumed.loop["closed"] else after - 1
+    opened: list[MetricsLogger | NoMetrics] = [NoMetrics()]
+
+    def open_here() -> None:
+        opened.append(stack.enter_context(open_metrics(parallel.rank, run_dir, config, after, evaluated)))
+        (run_dir / "config.yaml").write_text(dump(config))
+
+    parallel.on_main(open_here)
+    return opened[-1]
 
 
 def require_shared(run_dir: Path) -> None:

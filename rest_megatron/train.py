@@ -5,7 +5,7 @@ prompts -> answers -> scores -> advantages -> entropies -> token weights -> one 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rest_megatron.collecting import Experience, collect
 from rest_megatron.config.no_engine import without_engine
@@ -15,12 +15,14 @@ from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.launch import Launch
-from rest_megatron.observe.alarms import Alarms
+from rest_megatron.observe.metrics import EVALUATIONS, read_rows
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
 from rest_megatron.reading import read_prompts
-from rest_megatron.replay import open_replay
+from rest_megatron.replay import DumpReader, open_replay
+from rest_megatron.run_state import RunState, data_hash, new_state
+from rest_megatron.saving import NoSaver, Saver
 from rest_megatron.scoring import reward_metrics
 from rest_megatron.session import Session, open_session
 from rest_megatron.updating import (
@@ -47,9 +49,9 @@ def planned_updates(config: Config) -> int:
 
 
 def main(config: Config, launch: Launch) -> None:
-    """Run the `train` command on this rank.
+    """Run the `train` command on this rank, from the newest checkpoint of run.dir on where there is one.
 
-    With train.debug on there are no evaluations, and nothing is exported where nothing was learned.
+    With train.debug on there are no evaluations and no checkpoints, and nothing is exported where nothing was learned.
     """
     debug = config.train.debug
     config = without_engine(config) if debug == "train_only" else config
@@ -57,20 +59,26 @@ def main(config: Config, launch: Launch) -> None:
     prompts = read_prompts(config, tokenizer, config.data.train)
     heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval and debug == "off" else []
     replay = open_replay(config, prompts) if debug == "train_only" else None
-    with open_session(config, launch, tokenizer, config.train.steps * planned_updates(config), prompts) as session:
-        before = evaluate(session, 0, heldout)
-        train(session, sampling(session, prompts) if replay is None else replay.experience, heldout)
-        after = evaluate(session, config.train.steps, heldout)
-        if debug != "rollout_only":
-            session.export("hf")
+    updates = config.train.steps * planned_updates(config)
+    saved_by = "train" if debug == "off" else None
+    with open_session(config, launch, tokenizer, updates, prompts, saved_by) as session:
+        state = new_state(session, len(prompts))
+        answers = sampling(session, prompts, state.cursor) if replay is None else replay.experience
+        if saved_by is None:
+            train(session, state, answers, heldout, NoSaver())
+        else:
+            saver = Saver(session, state, saved_by, data_hash(asdict(prompt) for prompt in prompts))
+            pending = saver.restore(DumpReader(config, prompts, session.actor.policy.hf.vocab_size).experience)
+            with saver.saving_when_stopped():
+                train(session, state, answers, heldout, saver, pending)
         if session.is_main:
             write_report(session.run_dir)
-            session.progress.write(final_table(before, after) if heldout else ENDINGS[debug])
+            evaluations = read_rows(session.run_dir / EVALUATIONS)
+            session.progress.write(final_table(evaluations[0], evaluations[-1]) if heldout else ENDINGS[debug])
 
 
-def sampling(session: Session, prompts: Sequence[Prompt]) -> Callable[[int], Experience]:
-    """A step's answers, from the actor's weights at that step, to the prompts in the order of a `PromptCursor`."""
-    cursor = PromptCursor(len(prompts), session.config.run.seed)
+def sampling(session: Session, prompts: Sequence[Prompt], cursor: PromptCursor) -> Callable[[int], Experience]:
+    """A step's answers, from the actor's weights at that step, to the prompts in the order of `cursor`."""
 
     def sample(step: int) -> Experience:
         started = time.perf_counter()
@@ -84,36 +92,69 @@ def sampling(session: Session, prompts: Sequence[Prompt]) -> Callable[[int], Exp
     return sample
 
 
-def train(session: Session, answers: Callable[[int], Experience], heldout: Sequence[Prompt]) -> None:
-    """All steps. answers: those of a step, counted from 1; with train.debug=rollout_only they are dumped, no more."""
+def train(
+    session: Session,
+    state: RunState,
+    answers: Callable[[int], Experience],
+    heldout: Sequence[Prompt],
+    saver: Saver | NoSaver,
+    pending: Experience | None = None,
+) -> None:
+    """All steps after state.step.
+
+    answers: those of a step, counted from 1; with train.debug=rollout_only they are dumped, no more. pending: answers
+    to the next step that a stopped run had already scored.
+    """
     config = session.config
-    alarms = Alarms(config.alarms)
-    state = WeightState()
-    for step in range(1, config.train.steps + 1):
-        started = time.perf_counter()
-        experience = answers(step)
+    while True:
+        if not state.closed:
+            close_step(session, state.step, heldout)
+            state.closed = True
+            saver.mark()
+        if state.step == config.train.steps:
+            return
+        step, started = state.step + 1, time.perf_counter()
+        experience = answers(step) if pending is None else pending
+        pending = None
+        saver.mark(experience)
         metrics = answer_metrics(session, experience, step)
         if config.train.debug != "rollout_only":
-            state, learned = train_step(session, step, state, experience)
+            with session.parallel.watch.phase("update"):
+                state.weights, learned = train_step(session, step, state, experience)
             metrics |= learned
         elif session.is_main:
             dump_rollouts(session.run_dir, step, experience, session.token_table, {})
-        metrics["time/step"] = time.perf_counter() - started
-        messages = alarms.update(step, metrics)
-        metrics |= alarms.metrics
-        session.metrics.log(step, metrics)
-        session.progress.step(step, config.train.steps, metrics)
-        for message in messages:
-            session.progress.write(message)
-        if due(config.train.eval_interval, step, config.train.steps):
+        state.step, state.closed = step, False
+        metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.seconds}
+        log_step(session, state, metrics)
+        saver.mark()
+        session.parallel.poll()
+        saver.save_if_due()
+
+
+def log_step(session: Session, state: RunState, metrics: dict[str, float]) -> None:
+    """The step's metrics and alarms, to files, trackers and terminal."""
+    messages = state.alarms.update(state.step, metrics)
+    metrics |= state.alarms.metrics
+    session.metrics.log(state.step, metrics)
+    session.progress.step(state.step, session.config.train.steps, metrics)
+    for message in messages:
+        session.progress.write(message)
+
+
+def close_step(session: Session, step: int, heldout: Sequence[Prompt]) -> None:
+    """What is due after `step` training steps: evaluation and export; the first evaluation after none of them."""
+    train, last = session.config.train, step == session.config.train.steps
+    if step == 0 or last or due(train.eval_interval, step):
+        with session.parallel.watch.phase("evaluation"):
             evaluate(session, step, heldout)
-        if config.train.debug != "rollout_only" and due(config.train.export_interval, step, config.train.steps):
-            session.export(f"hf-{step:06d}")
+    if train.debug != "rollout_only" and (last or due(train.export_interval, step)):
+        session.export("hf" if last else f"hf-{step:06d}")
 
 
-def due(interval: int, step: int, last: int) -> bool:
-    """Whether something done every `interval` steps is due after `step`; what ends the run does the last one."""
-    return interval > 0 and step % interval == 0 and step < last
+def due(interval: int, step: int) -> bool:
+    """Whether something done every `interval` steps is due after `step`, which counts from 1."""
+    return interval > 0 and step > 0 and step % interval == 0
 
 
 def answer_metrics(session: Session, experience: Experience, step: int) -> dict[str, float]:
@@ -125,20 +166,20 @@ def answer_metrics(session: Session, experience: Experience, step: int) -> dict[
 
 
 def train_step(
-    session: Session, step: int, state: WeightState, experience: Experience
+    session: Session, step: int, state: RunState, experience: Experience
 ) -> tuple[WeightState, dict[str, float]]:
     """The updates from a step's answers; steps count from 1. Returns the state of the token weights and the metrics."""
     config, actor = session.config, session.actor
     progress = step / config.train.steps
     started = time.perf_counter()
-    batch, old, weights = weigh_experience(session, experience, state, progress, step)
+    batch, old, weights = weigh_experience(session, experience, state.weights, progress, step)
     inputs = loss_inputs(session, batch, old.log_probs, weights.tokens)
     metrics = weights.metrics()
     metrics |= mismatch_metrics(experience, batch, old.log_probs, config.algorithm, session.parallel.dp_group)
     interval = config.train.gradient_variance_interval
     if interval and step % interval == 0 and experience.num_trained > 1:
         metrics |= gradient_variance_metrics(gradient_variances(session, batch, experience.num_trained, inputs))
-    log_probs, updates = update(session, batch, inputs)
+    log_probs, updates = update(session, batch, inputs, state.skips, step)
     actor.skip(planned_updates(config) - len(batch.mini_batches) * config.train.epochs)
 
     metrics |= updates | region_update_metrics(session, batch, inputs, log_probs)

@@ -13,6 +13,7 @@ from rest_megatron.actor.variance import gradient_variance, mean_error
 from rest_megatron.batch import Batch, MiniBatch
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.method.importance import importance_ratios
+from rest_megatron.nonfinite import SkipBudget
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.session import Session
 
@@ -50,26 +51,35 @@ def loss_inputs(session: Session, batch: Batch, old_log_probs: Tensor, weights: 
     return LossInputs(old_log_probs, weights, importance, session.actor.ref_log_probs(batch.trajectories))
 
 
-def update(session: Session, batch: Batch, inputs: LossInputs) -> tuple[Tensor, dict[str, float]]:
+def update(
+    session: Session, batch: Batch, inputs: LossInputs, skips: SkipBudget, step: int
+) -> tuple[Tensor, dict[str, float]]:
     """All epochs over all mini-batches; one whose tokens all weigh 0 is passed over.
 
+    A run that is asked to stop does so in the first of them, or after all: there is no way back to where a step began.
     Returns log_probs [T] float32 under the weights each token was last trained from (its old one where it was not
-    read), and the mean of the updates' metrics, {} when no step was taken.
+    read), and the mean of the updates' metrics, {} when no step was taken. Raises NonFiniteError as `skips` does.
     """
     log_probs = inputs.old_log_probs.clone()
     metrics: list[dict[str, float]] = []
-    for part in batch.mini_batches * session.config.train.epochs:
+    for number, part in enumerate(batch.mini_batches * session.config.train.epochs):
         streams = _streams(session, batch, part, inputs)
         if streams is None:
             session.actor.skip(1)
             continue
-        done = session.actor.update(batch.trajectories[part.sequences], streams)
+        trajectories = batch.trajectories[part.sequences]
+        done = session.actor.update(trajectories, streams, interruptible=number == 0)
+        skips.count(step, done.metrics, trajectories, streams)
         log_probs[part.tokens] = done.log_probs
         if session.config.algorithm.ratio == "token":  # otherwise tokens of weight 0 are read, too
             unread = streams.loss_weights == 0
             log_probs[part.tokens] = torch.where(unread, streams.old_log_probs, done.log_probs)
         metrics.append(done.metrics)
-    return log_probs, {name: sum(m[name] for m in metrics) / len(metrics) for name in (metrics[0] if metrics else ())}
+    if not metrics:
+        return log_probs, {}
+    skipped = sum(not math.isfinite(m["actor/grad_norm"]) for m in metrics)
+    means = {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+    return log_probs, means | {"actor/skipped_updates": float(skipped)}
 
 
 def _streams(session: Session, batch: Batch, part: MiniBatch, inputs: LossInputs) -> PolicyStreams | None:

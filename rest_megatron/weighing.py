@@ -13,6 +13,7 @@ from rest_megatron.answers import turns
 from rest_megatron.batch import Batch, make_batch
 from rest_megatron.collecting import Experience
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.errors import NonFiniteError
 from rest_megatron.method.feedback import FeedbackState, update_feedback
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
@@ -85,6 +86,7 @@ def weigh_experience(
         device=parallel.device,
     )
     stats = session.actor.log_probs(batch.trajectories)
+    _require_finite(stats, parallel.dp_group, step)
     weights = weigh(
         batch,
         stats,
@@ -142,6 +144,17 @@ def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.P
     totals = torch.stack([torch.stack(pair) for pair in pairs])
     dist.all_reduce(totals, group=dp_group)
     return {name: sums / counts for name, (sums, counts) in zip(values, totals, strict=True)}
+
+
+def _require_finite(stats: TokenStats, dp_group: dist.ProcessGroup, step: int) -> None:
+    """Raises NonFiniteError on all ranks when the policy itself gives some token of one of them no finite numbers."""
+    broken = (~torch.isfinite(torch.stack(stats)).all(0)).sum()
+    dist.all_reduce(broken, group=dp_group)
+    if int(broken):
+        raise NonFiniteError(
+            f"step {step}: the policy's log-prob, entropy or hidden state is not finite for {int(broken)} tokens; "
+            "its weights have left the range of model.dtype. Go on from an earlier checkpoint with a lower optim.lr"
+        )
 
 
 def _region_means(

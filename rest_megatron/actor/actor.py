@@ -21,6 +21,7 @@ from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.checkpoint.hf import WeightSource, export, load_weights
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
+from rest_megatron.errors import Preempted
 from rest_megatron.method.sequence_ratio import sequence_ppo_loss
 
 POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
@@ -90,9 +91,14 @@ class Actor:
         with self.initial.in_place_of(self.policy):
             return self.log_probs(trajectories).log_probs
 
-    def update(self, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> Update:
-        """One optimizer step of the weighted clipped loss; it does not depend on how the batch is cut."""
-        metrics, kept = self._step(trajectories, partial(self.policy_loss, streams), POLICY_SUMS)
+    def update(
+        self, trajectories: Sequence[Trajectory], streams: PolicyStreams, *, interruptible: bool = True
+    ) -> Update:
+        """One optimizer step of the weighted clipped loss; it does not depend on how the batch is cut.
+
+        interruptible: see `run`; a step that is broken off changes nothing.
+        """
+        metrics, kept = self._step(trajectories, partial(self.policy_loss, streams), POLICY_SUMS, interruptible)
         log_probs = torch.zeros_like(streams.old_log_probs)
         for index, values in kept:
             log_probs[index] = values
@@ -110,38 +116,66 @@ class Actor:
         """Write the policy as a Hugging Face directory, with another chat template than the model's when given one."""
         export(self.policy, self.parallel, directory, self.model_path, chat_template)
 
-    def _step(self, trajectories, loss: Callable, names: Sequence[str]) -> tuple[dict[str, float], list]:
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint keeps beside masters and moments: the version of the weights, and the optimizer's steps."""
+        return {"version": self.version, **self.zero.counters()}
+
+    def restore(self, counters: dict[str, int]) -> None:
+        """Go on where `counters` were read, after the masters and moments were set."""
+        self.version = counters["version"]
+        self.zero.restore(counters)
+
+    def _step(
+        self, trajectories, loss: Callable, names: Sequence[str], interruptible: bool = True
+    ) -> tuple[dict[str, float], list]:
         """(metrics, what the loss kept of each micro-batch, on the last stage)."""
         self.policy.train()
         self.zero.begin()
-        results = self.run(trajectories, loss, forward_only=False)
+        results = self.run(trajectories, loss, forward_only=False, interruptible=interruptible)
         sums = [result[0] for result in results]
         grad_norm, learning_rate = self.zero.step(torch.stack(sums)[:, 0].sum() if sums else None)
         self.version += math.isfinite(grad_norm)
         metrics = {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
         return metrics, [result[1] for result in results]
 
-    def run(self, trajectories: Sequence[Trajectory], compute: Callable, forward_only: bool) -> list:
-        """Megatron's schedule over the packed trajectories; what `compute` returned, on the last stage."""
+    def run(
+        self, trajectories: Sequence[Trajectory], compute: Callable, forward_only: bool, interruptible: bool = True
+    ) -> list:
+        """Megatron's schedule over the packed trajectories; what `compute` returned, on the last stage.
+
+        interruptible: whether it raises Preempted, with nothing left accumulated, when the run is asked to stop.
+        """
         batches = self._micro_batches(trajectories)
+        watch = self.parallel.watch
+        poll = self.parallel.poll if interruptible else watch.beat
+        # A pipeline's stages are at different micro-batches, and wait for one another: none may leave the schedule.
+        poll_between = poll if self.parallel.pp_size == 1 else watch.beat
 
         def forward_step(iterator, model):
+            poll_between()
             batch = next(iterator)
             output = model(
                 input_ids=batch.tokens, position_ids=None, attention_mask=None, packed_seq_params=batch.packed
             )
             return output, partial(compute, batch)
 
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=[iter(batches) for _ in self.zero.chunks],
-            model=self.zero.chunks,
-            num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1],
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
+        try:
+            poll()
+            results = get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=[iter(batches) for _ in self.zero.chunks],
+                model=self.zero.chunks,
+                num_microbatches=len(batches),
+                seq_length=batches[0].tokens.shape[1],
+                micro_batch_size=1,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
+            poll()
+        except Preempted:
+            self.zero.discard()
+            raise
+        return results
 
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -14,9 +15,11 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch import Tensor
 
+from rest_megatron.actor.stop import StopGroups, agree, connect_stop_groups, exchange, highest, wait_for
 from rest_megatron.config.schema import ParallelConfig
-from rest_megatron.errors import ConfigError, RestError
+from rest_megatron.errors import ConfigError, Preempted, RestError
 from rest_megatron.launch import Launch
+from rest_megatron.watch import Watch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 MAIN_TIMEOUT = timedelta(hours=24)  # for what rank 0 does alone; a user's own reward has no other limit
@@ -36,6 +39,8 @@ class Parallel:
     dp_size: int
     dp_rank: int
     num_chunks: int
+    watch: Watch = field(default_factory=Watch, compare=False, repr=False)
+    stop_groups: StopGroups = StopGroups()
     _turns: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
@@ -62,6 +67,27 @@ class Parallel:
     def is_last_stage(self) -> bool:
         """Whether this rank computes logits and the loss."""
         return self.pp_rank == self.pp_size - 1
+
+    def poll(self, group: dist.ProcessGroup | None = None) -> None:
+        """A safe point: raise Preempted on every rank of `group` when one of them was asked to stop. Collective.
+
+        group: of gloo; None: all ranks. The reason is that of the lowest rank that has one.
+        """
+        reason = self.watch.asked()
+        group = group or self.stop_groups.everyone
+        if group is not None:
+            reason = agree(reason, group)
+        if reason is not None:
+            raise Preempted(reason)
+
+    def block_asked(self) -> bool:
+        """Whether a rank of this copy of the model (TP x PP) was asked to stop. Collective over those ranks.
+
+        For work of which data-parallel ranks do different amounts: break off, and `poll` where all of them meet. A rank
+        that was asked stays so, hence that poll raises.
+        """
+        asked, block = self.watch.asked() is not None, self.stop_groups.block
+        return asked if block is None else highest(asked, block) > 0
 
     def broadcast_from_last_stage(self, tensor: Tensor) -> Tensor:
         """Overwrite `tensor` on every pipeline stage with the last stage's; same shape and dtype everywhere."""
@@ -95,7 +121,7 @@ class Parallel:
                 outcome = error
             store.set(turn, "")
         else:
-            store.wait([turn], MAIN_TIMEOUT)
+            wait_for(store, turn, self.watch, MAIN_TIMEOUT)
         outcome = self.broadcast_object(outcome)
         if isinstance(outcome, RestError):
             raise outcome
@@ -158,11 +184,15 @@ def choose_device(name: str, launch: Launch) -> torch.device:
     return device
 
 
-def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, seed: int) -> Parallel:
-    """Start torch.distributed, DeepSpeed's communication and Megatron's groups.
+def initialize(
+    launch: Launch, parallel: ParallelConfig, device: torch.device, seed: int, watch: Watch | None = None
+) -> Parallel:
+    """Start torch.distributed, DeepSpeed's communication, Megatron's groups and those that agree to stop.
 
-    The world size must be TP x PP x DP; `config.check` has refused any other before this is called.
+    The world size must be TP x PP x DP; `config.check` has refused any other before this is called. watch: what this
+    rank is asked from outside; None: nothing. Raises ConfigError where gloo cannot connect the ranks.
     """
+    watch = watch or Watch()
     if device.type == "cpu":
         _prepare_cpu()
     os.environ.update(
@@ -188,6 +218,10 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
+    block = dist.get_process_group_ranks(parallel_state.get_model_parallel_group())
+    stop_groups = connect_stop_groups(block, COLLECTIVE_TIMEOUT)
+    if launch.world_size > 1:
+        watch.connect(partial(exchange, dist.distributed_c10d._get_default_store()))
     return Parallel(
         device=device,
         rank=launch.rank,
@@ -199,6 +233,8 @@ def initialize(launch: Launch, parallel: ParallelConfig, device: torch.device, s
         dp_size=parallel_state.get_data_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         num_chunks=chunks or 1,
+        watch=watch,
+        stop_groups=stop_groups,
     )
 
 

@@ -22,6 +22,7 @@ from rest_megatron.actor.gradients import (
     sum_replicated_gradients,
 )
 from rest_megatron.actor.model import Policy
+from rest_megatron.actor.optimizer_state import adam_step, set_adam_step
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import OptimConfig
 from rest_megatron.optional import has_apex
@@ -180,6 +181,21 @@ class ZeroEngine:
         if not math.isfinite(grad_norm):
             self._discard_reduced_gradients()
         return grad_norm, learning_rate
+
+    def counters(self) -> dict[str, int]:
+        """ "adam_step": updates the moments have seen; "schedule_step": steps the learning rate has taken."""
+        return {"adam_step": adam_step(self.optimizer), "schedule_step": self.scheduler.last_epoch}
+
+    def restore(self, counters: dict[str, int]) -> None:
+        """Go on where `counters` were read, with the working weights those of the masters. Collective."""
+        set_adam_step(self.optimizer, counters["adam_step"])
+        step, scheduler = counters["schedule_step"], self.scheduler
+        scheduler.last_epoch, scheduler._step_count = step, step + 1
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+        self.optimizer.update_lp_params()
 
     def _discard_reduced_gradients(self) -> None:
         """After a skipped step DeepSpeed keeps offloaded bf16 gradients and would add the next step's to them."""

@@ -145,9 +145,7 @@ def export(
     parallel.on_all(lambda: write_stage(policy, parallel, partial, plan) if parallel.dp_rank == 0 else None)
     if parallel.rank == 0:
         _write_index(partial, plan)
-        _copy_companions(policy.hf, model_path, partial)
-        if chat_template is not None:
-            (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        write_companions(policy.hf, model_path, partial, chat_template)
         _replace(directory, partial)
     dist.barrier()
 
@@ -170,9 +168,15 @@ def _write_index(directory: Path, plan: dict[str, Planned]) -> None:
         (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
-def _copy_companions(hf: PreTrainedConfig, source: Path, directory: Path) -> None:
-    """Tokenizer, template and generation files travel unchanged; config.json is written from what was trained."""
+def write_companions(hf: PreTrainedConfig, source: Path, directory: Path, chat_template: str | None = None) -> None:
+    """What a Hugging Face directory holds beside weights.
+
+    Tokenizer, template and generation files travel unchanged from `source`, but for another chat template when one is
+    given; config.json is written from what was trained.
+    """
     for path in sorted(source.iterdir()):
         if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in ("config.json", INDEX):
             shutil.copy2(path, directory / path.name)
     hf.save_pretrained(directory)
+    if chat_template is not None:
+        (directory / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")

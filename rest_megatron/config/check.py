@@ -178,11 +178,19 @@ def check_data_files(config: Config, command: str) -> None:
         _require(config, key, "a .parquet, .jsonl or .json file", Path.is_file)
 
 
-def check_run_dir(config: Config) -> None:
-    """run.dir holds no earlier run, whose files would be mixed with this one's. Raises ConfigError."""
-    metrics = Path(config.run.dir) / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size > 0:
-        refuse(config, "run.dir", "holds the metrics.jsonl of an earlier run", "Choose another run.dir, or delete it")
+def check_run_dir(config: Config, command: str) -> None:
+    """run.dir holds no earlier run, whose files would be mixed with this one's, or one that `command` may go on with.
+
+    Raises ConfigError.
+    """
+    directory = Path(config.run.dir)
+    metrics = directory / "metrics.jsonl"
+    if not (metrics.exists() and metrics.stat().st_size > 0):
+        return
+    resumable = command == "sft" or (command == "train" and config.train.debug == "off")
+    if resumable and config.checkpoint.resume != "never" and any(directory.glob("checkpoints/step-*")):
+        return
+    refuse(config, "run.dir", "holds the metrics.jsonl of an earlier run", "Choose another run.dir, or delete it")
 
 
 def read_model_config(config: Config) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rest_megatron.config.describe import to_dict
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config, LogConfig
+from rest_megatron.data.replace import replacing
 from rest_megatron.errors import ConfigError
 
 METRICS = "metrics.jsonl"
@@ -29,15 +31,23 @@ class Sink(Protocol):
 class MetricsLogger:
     """Writes metrics to run_dir: one JSON line per step, flushed at once; a value that is not finite becomes null.
 
-    A run starts its files anew. A context manager.
+    A context manager. after: the last step of a run that goes on, whose rows of later, lost steps are taken out, and
+    so are those of evaluations after step `evaluated`; None: the files begin anew.
     """
 
-    def __init__(self, run_dir: Path, log: LogConfig, config_dict: Mapping):
+    def __init__(
+        self,
+        run_dir: Path,
+        log: LogConfig,
+        config_dict: Mapping,
+        after: int | None = None,
+        evaluated: int | None = None,
+    ):
         run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self._metrics = stack.enter_context(open(run_dir / METRICS, "w", encoding="utf-8"))
-            self._evaluations = stack.enter_context(open(run_dir / EVALUATIONS, "w", encoding="utf-8"))
-            self._sinks = _open_sinks(run_dir, log, redact(dict(config_dict)), stack)
+            self._metrics = stack.enter_context(_open_rows(run_dir / METRICS, after))
+            self._evaluations = stack.enter_context(_open_rows(run_dir / EVALUATIONS, evaluated))
+            self._sinks = _open_sinks(run_dir, log, redact(dict(config_dict)), after, stack)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "MetricsLogger":
@@ -79,9 +89,14 @@ class NoMetrics:
         """Keep nothing."""
 
 
-def open_metrics(rank: int, run_dir: Path, config: Config) -> MetricsLogger | NoMetrics:
-    """The logger of this rank. Raises ConfigError when a tracker that is asked for cannot be used."""
-    return MetricsLogger(run_dir, config.log, to_dict(config)) if rank == 0 else NoMetrics()
+def open_metrics(
+    rank: int, run_dir: Path, config: Config, after: int | None = None, evaluated: int | None = None
+) -> MetricsLogger | NoMetrics:
+    """The logger of this rank, as `MetricsLogger` says.
+
+    Raises ConfigError when a tracker that is asked for cannot be used.
+    """
+    return MetricsLogger(run_dir, config.log, to_dict(config), after, evaluated) if rank == 0 else NoMetrics()
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -99,21 +114,33 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _open_sinks(run_dir: Path, log: LogConfig, config: Mapping, stack: ExitStack) -> list[Sink]:
+def _open_rows(path: Path, after: int | None) -> TextIO:
+    """The file of rows, open at its end; a kill meanwhile leaves the old rows or the new ones."""
+    if after is None:
+        return open(path, "w", encoding="utf-8")
+    with replacing(path) as kept:
+        kept.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= after))
+    return open(path, "a", encoding="utf-8")
+
+
+def _open_sinks(run_dir: Path, log: LogConfig, config: Mapping, after: int | None, stack: ExitStack) -> list[Sink]:
     sinks: list[Sink] = []
     if log.wandb != "off":
-        sinks.append(_Wandb(run_dir, log, config))
+        sinks.append(_Wandb(run_dir, log, config, after))
         stack.callback(sinks[-1].close)
     if log.tensorboard:
-        sinks.append(_TensorBoard(run_dir))
+        sinks.append(_TensorBoard(run_dir, after))
         stack.callback(sinks[-1].close)
     return sinks
 
 
 class _Wandb:
-    """Weights & Biases. The key is its own affair: WANDB_API_KEY or a netrc file, never a key of ours."""
+    """Weights & Biases. The key is its own affair: WANDB_API_KEY or a netrc file, never a key of ours.
 
-    def __init__(self, run_dir: Path, log: LogConfig, config: Mapping):
+    A run that goes on keeps its id; it takes no step twice, so of steps that were lost it shows the first attempt.
+    """
+
+    def __init__(self, run_dir: Path, log: LogConfig, config: Mapping, after: int | None):
         try:
             import wandb
         except ImportError as error:
@@ -134,7 +161,13 @@ class _Wandb:
         )
         try:
             self._run = wandb.init(
-                project=log.wandb_project, mode=log.wandb, dir=run_dir, config=dict(config), settings=settings
+                project=log.wandb_project,
+                mode=log.wandb,
+                dir=run_dir,
+                config=dict(config),
+                settings=settings,
+                id=_wandb_id(run_dir, anew=after is None),
+                resume="allow" if log.wandb == "online" and after is not None else None,
             )
         except wandb.Error as error:
             raise ConfigError(
@@ -148,17 +181,25 @@ class _Wandb:
         self._run.finish()
 
 
+def _wandb_id(run_dir: Path, anew: bool) -> str:
+    """The id of the run in this directory, a new one where it begins anew."""
+    path = run_dir / "wandb-id.txt"
+    if anew or not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
 class _TensorBoard:
     """Scalars under run_dir/tensorboard."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, after: int | None):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "log.tensorboard=true needs tensorboard: pip install tensorboard, or set log.tensorboard=false"
             ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=None if after is None else after + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

@@ -48,24 +48,24 @@ def dump_rollouts(
     token_table: Sequence[bytes],
     vectors: Mapping[int, Mapping[str, list]],
 ) -> None:
-    """Write every answer of a step with its score to run_dir/rollouts/step-N.jsonl, one row per answer.
+    """Write every answer of a step with its score to run_dir/rollouts/step-N.jsonl; see `experience_rows`."""
+    _write(run_dir / "rollouts" / f"step-{step}.jsonl", experience_rows(experience, token_table, vectors))
 
-    The rows hold all that a replay needs (`rest_megatron.replay`). vectors: what is known of each sampled token of an
-    answer, by the answer's number; nothing for one not trained on.
+
+def experience_rows(
+    experience: Experience, token_table: Sequence[bytes], vectors: Mapping[int, Mapping[str, list]]
+) -> Iterator[dict]:
+    """One row per answer of a step, which hold all that a replay needs (`rest_megatron.replay`).
+
+    vectors: what is known of each sampled token of an answer, by the answer's number; nothing for one not trained on.
     """
     rows = answer_rows(experience.prompts, experience.groups, experience.scores, token_table)
     samples = (sample for group in experience.groups for sample in group)
     advantages = experience.advantages.flatten().tolist()
     num_trained = len(experience.trained)
-    _write(
-        run_dir / "rollouts" / f"step-{step}.jsonl",
-        (
-            row
-            | {"trained": number < num_trained, "rounds": experience.rounds, "advantage": advantage}
-            | {name: _spread(values, sample) for name, values in _named_regions(vectors.get(number, {})).items()}
-            for number, (row, sample, advantage) in enumerate(zip(rows, samples, advantages, strict=True))
-        ),
-    )
+    for number, (row, sample, advantage) in enumerate(zip(rows, samples, advantages, strict=True)):
+        known = {name: _spread(values, sample) for name, values in _named_regions(vectors.get(number, {})).items()}
+        yield row | {"trained": number < num_trained, "rounds": experience.rounds, "advantage": advantage} | known
 
 
 def dump_evaluation(

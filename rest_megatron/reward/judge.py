@@ -4,18 +4,18 @@ What the judge is shown and what it says are both untrusted: the answer is hande
 part of the question, and only a reply with exactly one number from 0 to 10 is a grade.
 """
 
+import asyncio
 import json
 import os
 import re
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 
 import httpx
 
 from rest_megatron.config.method import RewardConfig
 from rest_megatron.config.redact import redact
 from rest_megatron.errors import ConfigError
+from rest_megatron.waiting import gather, unasked
 
 API_KEY = "OPENAI_API_KEY"  # the environment variable that holds the key
 MAX_REPLY_BYTES = 1 << 20
@@ -63,34 +63,47 @@ class Judge:
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
 
-    def grades(self, questions: Sequence[Question]) -> list[float | None]:
+    def grades(self, questions: Sequence[Question], check: Callable[[], None] = unasked) -> list[float | None]:
         """A grade in [0, 1] for each (messages, response text), in order; None where there is none.
 
         What is not graded after BATCH_SECONDS is not waited for: all other ranks wait for this one.
-        messages: the prompt, {"role", "content"} each. Never raises for anything the endpoint does or says.
+        messages: the prompt, {"role", "content"} each. `check` is called now and then; what it raises takes back all
+        questions. Never raises for anything the endpoint does or says.
         """
-        deadline = time.monotonic() + BATCH_SECONDS
-        limits = httpx.Limits(max_connections=self._concurrency)
-        with httpx.Client(headers=self._headers, limits=limits) as client:
-            with ThreadPoolExecutor(self._concurrency) as pool:
-                results = list(pool.map(lambda question: self._grade(client, question, deadline), questions))
+        results = asyncio.run(self._ask(questions, check))
         errors = [result for result in results if isinstance(result, str)]
         self.failures += len(errors)
         self.last_error = errors[-1] if errors else self.last_error
         return [None if isinstance(result, str) else result for result in results]
 
-    def _grade(self, client: httpx.Client, question: Question, batch_deadline: float) -> float | str:
+    async def _ask(self, questions: Sequence[Question], check: Callable[[], None]) -> list[float | str]:
+        deadline = asyncio.get_running_loop().time() + BATCH_SECONDS
+        turn = asyncio.Semaphore(self._concurrency)
+        limits = httpx.Limits(max_connections=self._concurrency)
+        async with httpx.AsyncClient(headers=self._headers, limits=limits, timeout=None) as client:
+            return await gather((self._grade(client, question, deadline, turn) for question in questions), check)
+
+    async def _grade(
+        self, client: httpx.AsyncClient, question: Question, batch_deadline: float, turn: asyncio.Semaphore
+    ) -> float | str:
         """The grade, or why there is none."""
-        if time.monotonic() > batch_deadline:
-            return f"not asked: the {BATCH_SECONDS:g} s for a step's grades were over"
-        body = self._request(question)
-        deadline = min(batch_deadline, time.monotonic() + self._timeout)
+        async with turn:
+            now = asyncio.get_running_loop().time()
+            if now > batch_deadline:
+                return f"not asked: the {BATCH_SECONDS:g} s for a step's grades were over"
+            try:
+                async with asyncio.timeout_at(min(batch_deadline, now + self._timeout)):
+                    return await self._grade_with_retry(client, self._request(question))
+            except TimeoutError:
+                return f"no whole reply within {self._timeout:g} s"
+
+    async def _grade_with_retry(self, client: httpx.AsyncClient, body: bytes) -> float | str:
         for _ in range(ATTEMPTS):
             try:
-                return read_grade(_read_reply(self._post(client, body, deadline)))
+                return read_grade(_read_reply(await self._post(client, body)))
             except ValueError as error:  # it has answered; asked again it would say the same
                 return str(error)
-            except (_Refused, TimeoutError) as error:
+            except _Refused as error:
                 problem = str(error)
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -107,21 +120,16 @@ class Judge:
         }
         return json.dumps(request).encode()
 
-    def _post(self, client: httpx.Client, body: bytes, deadline: float) -> bytes:
-        """The reply, read up to MAX_REPLY_BYTES and no longer than `deadline` (time.monotonic)."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"no reply within {self._timeout:g} s")
+    async def _post(self, client: httpx.AsyncClient, body: bytes) -> bytes:
+        """The reply, read up to MAX_REPLY_BYTES."""
         reply = bytearray()
-        with client.stream("POST", self._url, content=body, timeout=left) as response:
+        async with client.stream("POST", self._url, content=body) as response:
             if response.status_code != httpx.codes.OK:
                 raise _Refused(f"HTTP status {response.status_code}")
-            for chunk in response.iter_raw():
+            async for chunk in response.aiter_raw():
                 reply += chunk
                 if len(reply) > MAX_REPLY_BYTES:
                     raise ValueError(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no whole reply within {self._timeout:g} s")
         return bytes(reply)
 
 

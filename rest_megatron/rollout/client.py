@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import httpx
 
 from rest_megatron.config.redact import redact
 from rest_megatron.errors import EngineError
+from rest_megatron.waiting import gather, unasked
 
 MAX_CONTROL_BYTES = 16 << 20  # /server_info holds vLLM's whole configuration
 MAX_ERROR_BYTES = 64 << 10
@@ -110,9 +111,12 @@ class Client:
         """vLLM's own configuration under "vllm_config", as JSON values."""
         return self._value(Request("GET", "/server_info", query={"config_format": "json"}), dict, seconds)
 
-    def send(self, requests: Sequence[Request], seconds: float) -> list[Any]:
-        """The JSON reply to each request, all asked at once; the EngineError in place of a reply that failed."""
-        return asyncio.run(self._send(requests, seconds))
+    def send(self, requests: Sequence[Request], seconds: float, check: Callable[[], None] = unasked) -> list[Any]:
+        """The JSON reply to each request, all asked at once; the EngineError in place of a reply that failed.
+
+        `check` is called now and then. What it raises takes back the requests under way, which the server then ends.
+        """
+        return asyncio.run(self._send(requests, seconds, check))
 
     def _call(self, request: Request, seconds: float) -> Any:
         (reply,) = self.send([request], seconds)
@@ -136,7 +140,7 @@ class Client:
             raise EngineError(f"vLLM at {self.address}: {request} gave {_shown(repr(value))} without a proper {name!r}")
         return value[name]
 
-    async def _send(self, requests: Sequence[Request], seconds: float) -> list[Any]:
+    async def _send(self, requests: Sequence[Request], seconds: float, check: Callable[[], None]) -> list[Any]:
         deadline = asyncio.get_running_loop().time() + seconds
         uds = None if self.address.uds is None else str(self.address.uds)
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
@@ -147,7 +151,7 @@ class Client:
         verify = self.address.url.startswith("https:")
         transport = httpx.AsyncHTTPTransport(uds=uds, limits=limits, trust_env=False, verify=verify)
         async with httpx.AsyncClient(transport=transport, headers=headers, timeout=None, trust_env=False) as http:
-            return await asyncio.gather(*(self._one(http, request, deadline, seconds) for request in requests))
+            return await gather((self._one(http, request, deadline, seconds) for request in requests), check)
 
     async def _one(self, http: httpx.AsyncClient, request: Request, deadline: float, seconds: float) -> Any:
         """The reply, or the EngineError."""

@@ -66,7 +66,7 @@ class Dialogues:
         """`group_size` dialogues from each prompt, the same lists on every rank; see `RolloutEngine`.
 
         A dialogue's turns go by the prompt's number and its own in the group, not by which others still go on.
-        Raises DataError for tools that fail, EngineError when the weights change between turns.
+        Raises DataError for tools that fail, EngineError when the weights change between turns, and Preempted.
         """
         groups = self.engine.generate(
             prompts, group_size=group_size, seed=seed, max_new_tokens=max_new_tokens, numbers=numbers
@@ -107,7 +107,10 @@ class Dialogues:
 
     def _answered(self, dialogues: list["_Dialogue"]) -> list["_Dialogue"]:
         """Those that the tools answered and that have room for another turn, their answers appended."""
-        replies = self.parallel.on_main(lambda: self._replies(dialogues)) if dialogues else []
+        if not dialogues:
+            return []
+        with self.parallel.watch.phase("tools"):
+            replies = self.parallel.on_main(lambda: self._replies(dialogues))
         for dialogue, reply in zip(dialogues, replies, strict=True):
             if reply is not None:
                 dialogue.hear(*reply)
@@ -120,7 +123,7 @@ class Dialogues:
             Question(response, d.messages, prompt) for (response, prompt), d in zip(texts, dialogues, strict=True)
         ]
         replies = []
-        for question, said in zip(questions, self.tools.answers(questions), strict=True):
+        for question, said in zip(questions, self.tools.answers(questions, self.parallel.watch.check), strict=True):
             turn = {"role": "assistant", "content": question.response}
             replies.append(None if said is None else ([turn, *said], self.turns.between(said)))
         return replies

@@ -1,7 +1,7 @@
 """What is asked of /v1/completions, and the check of what comes back: token ids in, token ids and log-probs out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.client import Client, Request
 from rest_megatron.rollout.engine import Sample
+from rest_megatron.waiting import unasked
 
 # Log-softmax in float32 may round to a little more than 0; vLLM writes -9999 for minus infinity.
 MAX_LOG_PROB, MIN_LOG_PROB = 1e-3, -1e9
@@ -54,10 +55,15 @@ def prompt_seed(seed: int, number: int) -> int:
 
 
 def ask(
-    client: Client, questions: Sequence[Question], sampling: Sampling, version: int, seconds: float
+    client: Client,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    version: int,
+    seconds: float,
+    check: Callable[[], None] = unasked,
 ) -> list[list[Sample] | EngineError]:
-    """The answers to each question, all asked at once, or why there are none."""
-    replies = client.send([_request(question, sampling) for question in questions], seconds)
+    """The answers to each question, all asked at once, or why there are none. check: see `Client.send`."""
+    replies = client.send([_request(question, sampling) for question in questions], seconds, check)
     return [_read(reply, question, sampling, version) for reply, question in zip(replies, questions, strict=True)]
 
 

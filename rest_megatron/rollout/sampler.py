@@ -6,7 +6,7 @@ rows append to the cache at the same column; positions count from each row's fir
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,17 @@ from rest_megatron.actor.microbatch import deal
 from rest_megatron.actor.model import Policy
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import RolloutConfig
-from rest_megatron.errors import RestError
+from rest_megatron.errors import NonFiniteError
 from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
 from rest_megatron.rollout.engine import Sample
 
 # Finished rows are dropped from the batch and its caches when they are more than this share of it.
 COMPACT_ABOVE = 0.25
+POLL_TOKENS = 16
+
+
+class _Stopped(Exception):
+    """This copy of the model was asked to stop; its answers are thrown away."""
 
 
 class Sampler:
@@ -67,6 +72,7 @@ class Sampler:
 
         Draws depend on seed, group_size, rollout.max_new_tokens, prompt number, answer number and token number: not on
         the layout, the batch, the other prompts or max_new_tokens, of which none may be above rollout.max_new_tokens.
+        Raises Preempted, on all ranks, a few tokens after one of them was asked to stop.
         """
         longest = self.config.max_new_tokens
         limits = [longest] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
@@ -80,12 +86,15 @@ class Sampler:
         mine.sort(key=lambda i: len(prompts[i]))
         per_batch = max(1, self.config.max_batch_size // group_size)
         answers: dict[int, list[Sample]] = {}
-        with _without_sequence_parallel(self.policy):
-            for start in range(0, len(mine), per_batch):
-                batch = mine[start : start + per_batch]
-                drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
-                answers.update(zip(batch, drawn, strict=True))
-        merged = {i: group for part in self.parallel.gather_over_data_parallel(answers) for i, group in part.items()}
+        with self.parallel.watch.phase("rollout"):
+            with _without_sequence_parallel(self.policy), suppress(_Stopped):
+                for start in range(0, len(mine), per_batch):
+                    batch = mine[start : start + per_batch]
+                    drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
+                    answers.update(zip(batch, drawn, strict=True))
+            parts = self.parallel.gather_over_data_parallel(answers)
+            self.parallel.poll()
+        merged = {i: group for part in parts for i, group in part.items()}
         return [merged[i] for i in range(len(prompts))]
 
     def _answer(self, prompts: list[Sequence[int]], limits: list[int], uniforms: Tensor) -> list[list[Sample]]:
@@ -101,7 +110,10 @@ class Sampler:
     def _decode(
         self, prompts, limits: list[int], uniforms: Tensor, caches: list[KeyValueCache]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated."""
+        """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated.
+
+        Raises _Stopped.
+        """
         group_size = uniforms.shape[0] // len(prompts)
         device = self.parallel.device
         ids, positions, padding = _left_padded(prompts, device)
@@ -115,6 +127,8 @@ class Sampler:
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
         for step in range(max(limits)):
+            if step % POLL_TOKENS == 0 and self.parallel.block_asked():
+                raise _Stopped
             choice = self._draw(logits, uniforms[index, step])
             drawn = choice.tolist()
             self._require_drawn(drawn[0])
@@ -150,9 +164,9 @@ class Sampler:
         return self.parallel.broadcast_from_last_stage(choice)
 
     def _require_drawn(self, tokens: Sequence[float]) -> None:
-        """Raises RestError when a row has no token."""
+        """Raises NonFiniteError when a row has no token."""
         if NO_TOKEN in tokens:
-            raise RestError(
+            raise NonFiniteError(
                 f"the policy's logits are not finite after {self.version} optimizer steps; no token can be drawn. "
                 "Lower optim.lr, or start again from weights that were still finite"
             )

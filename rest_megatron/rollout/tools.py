@@ -25,6 +25,7 @@ from rest_megatron.data.rows import describe, lone_surrogate
 from rest_megatron.data.template import Message
 from rest_megatron.errors import DataError
 from rest_megatron.user_code import excerpt, load_function, say
+from rest_megatron.waiting import CHECK_SECONDS, unasked
 
 CALL = "function(response: str, messages: list[dict], *, prompt: str) -> list[dict] | None"
 ROLES = ("tool", "user")
@@ -58,10 +59,11 @@ class Tools:
     name: str
     seconds: float
 
-    def answers(self, questions: Sequence[Question]) -> list[list[Message] | None]:
+    def answers(self, questions: Sequence[Question], check: Callable[[], None] = unasked) -> list[list[Message] | None]:
         """The function's answer to each question, in their order.
 
-        Raises DataError, that of the first question, when it raises, returns anything but messages, or takes too long.
+        `check` is called now and then; after what it raises nothing more is asked. Raises DataError, that of the first
+        question, when the function raises, returns anything but messages, or takes too long.
         """
         calls = [_Call(question) for question in questions]
         waiting = deque(calls)
@@ -69,7 +71,7 @@ class Tools:
             # A daemon: one that is stuck must not keep the interpreter from ending.
             threading.Thread(target=self._work, args=[waiting], daemon=True).start()
         try:
-            return [self._result(call) for call in calls]
+            return [self._result(call, check) for call in calls]
         finally:
             waiting.clear()
 
@@ -87,14 +89,19 @@ class Tools:
             except BaseException as error:
                 call.answer.set_exception(error)
 
-    def _result(self, call: "_Call") -> list[Message] | None:
+    def _result(self, call: "_Call", check: Callable[[], None]) -> list[Message] | None:
         # All calls before this one are done, so a thread is free for it.
         call.begun.wait()
-        try:
-            return call.answer.result(max(0.0, call.started + self.seconds - time.monotonic()))
-        except TimeoutError:
+        while True:
+            check()
+            left = call.started + self.seconds - time.monotonic()
+            try:
+                return call.answer.result(max(0.0, min(left, CHECK_SECONDS)))
+            except TimeoutError:
+                if left > CHECK_SECONDS:
+                    continue
             late = f"took more than rollout.tools_timeout={self.seconds:g} seconds"
-            raise DataError(f"{self.name} {late}, on {excerpt(call.question.response)}") from None
+            raise DataError(f"{self.name} {late}, on {excerpt(call.question.response)}")
 
     def _answer(self, question: Question) -> list[Message] | None:
         response, messages, prompt = question

@@ -42,7 +42,7 @@ class VLLMEngine:
         stop_token_ids: Sequence[int],
         probe_prompts: Sequence[Sequence[int]],
     ) -> None:
-        self._parallel = parallel
+        self._parallel, self._watch = parallel, parallel.watch
         self._rollout = config.rollout
         self._sampling = Sampling.of(config.rollout, stop_token_ids, actor.policy.hf.vocab_size)
         self._probe = Probe(actor, config, self._sampling, probe_prompts)
@@ -55,10 +55,13 @@ class VLLMEngine:
     def publish(self, version: int) -> None:
         """Sample from the actor's current weights from now on. Nothing is sent when the server has them already.
 
-        Raises EngineError when they cannot be brought there, or the server does not sample from them afterwards.
+        Raises EngineError when they cannot be brought there, or the server does not sample from them afterwards, and
+        Preempted before anything is sent: an update that has begun is finished.
         """
         if version != self._version or self._asleep:
-            self._send(version)
+            with self._watch.phase("publish"):
+                self._parallel.poll()
+                self._send(version)
 
     def generate(
         self,
@@ -72,7 +75,8 @@ class VLLMEngine:
         """`group_size` answers to each prompt, the same lists on every rank.
 
         Answers that fail are asked for once more, after the weights have been sent again (and the server restarted
-        where it does not take them). Raises EngineError after that, and at once for a request that the server refuses.
+        where it does not take them). Raises EngineError after that, and at once for a request that the server refuses;
+        Preempted, on all ranks, when one of them is asked to stop: requests under way are taken back.
         """
         if self._version is None or self._asleep:
             raise RuntimeError("publish before generate: the server has no weights of the actor")
@@ -82,6 +86,10 @@ class VLLMEngine:
             Question(i, tuple(prompt), group_size, limit, prompt_seed(seed, number))
             for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True))
         ]
+        with self._watch.phase("rollout"):
+            return self._answers(questions)
+
+    def _answers(self, questions: Sequence[Question]) -> list[list[Sample]]:
         answers = self._ask(questions)
         failed = [i for i, group in enumerate(answers) if isinstance(group, EngineError)]
         if failed:
@@ -96,7 +104,7 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Give back the accelerator's memory, where the server can, until the next `publish`."""
         if self._can_sleep and not self._asleep:
-            self._parallel.on_main(lambda: self._delivery.sleep())
+            self._parallel.on_main(self._put_to_sleep)
             self._asleep = True
 
     def close(self) -> None:
@@ -114,22 +122,29 @@ class VLLMEngine:
         self._probe.check(samples, lambda: self._parallel.on_main(lambda: self._sample_more(version)), version)
         self._version = version
 
+    def _put_to_sleep(self) -> None:
+        with self._watch.patient():
+            self._delivery.sleep()
+
     def _deliver(self, files: Sequence[WeightFile], version: int) -> list[Sample]:
         seconds = self._rollout.sync_timeout
-        return self._delivery.deliver(files, version, lambda client: self._probe.sample(client, version, seconds))
+        with self._watch.patient():
+            return self._delivery.deliver(files, version, lambda client: self._probe.sample(client, version, seconds))
 
     def _sample_more(self, version: int) -> list[Sample]:
-        return self._probe.sample_more(self._delivery.client, version, self._rollout.sync_timeout)
+        with self._watch.patient():
+            return self._probe.sample_more(self._delivery.client, version, self._rollout.sync_timeout)
 
     def _ask(self, questions: Sequence[Question]) -> Answers:
         """Answers or errors, on every rank."""
         return self._parallel.on_main(lambda: self._ask_here(questions))
 
     def _ask_here(self, questions: Sequence[Question]) -> Answers:
-        client, version = self._delivery.client, self._version
-        answers = ask(client, questions, self._sampling, version, self._rollout.generate_timeout)
+        client, version, seconds = self._delivery.client, self._version, self._rollout.generate_timeout
+        answers = ask(client, questions, self._sampling, version, seconds, self._watch.check)
         try:
-            self._delivery.require_version(version)
+            with self._watch.patient():
+                self._delivery.require_version(version)
         except EngineError as error:
             # What was sampled from other weights is no answer.
             return [group if isinstance(group, EngineError) else error for group in answers]

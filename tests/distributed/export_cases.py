@@ -63,7 +63,7 @@ def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
     config = make_config(model, Layout())
     parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
     policy = loaded(config, parallel)
-    with mock.patch.object(hf, "_copy_companions", side_effect=OSError("disk full")):
+    with mock.patch.object(hf, "write_companions", side_effect=OSError("disk full")):
         try:
             export(policy, parallel, directory, model)
         except OSError as error:

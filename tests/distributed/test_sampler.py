@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rest_megatron.config.schema import RolloutConfig
-from rest_megatron.errors import RestError
+from rest_megatron.errors import NonFiniteError
 from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.cases import Layout, sampled
 from tests.tiny import VOCAB
@@ -115,9 +115,14 @@ def test_limits_that_do_not_fit_the_prompts_or_the_configuration_are_refused(lim
 
 
 def test_logits_that_are_not_finite_end_the_run(monkeypatch):
-    alone = SimpleNamespace(device=torch.device("cpu"), tp_group=None, broadcast_from_last_stage=lambda choice: choice)
+    alone = SimpleNamespace(
+        device=torch.device("cpu"),
+        tp_group=None,
+        broadcast_from_last_stage=lambda choice: choice,
+        block_asked=lambda: False,
+    )
     sampler = Sampler(None, alone, ROLLOUT, STOP)
     logits = torch.zeros(2, VOCAB).index_fill(0, torch.tensor([1]), torch.nan)
     monkeypatch.setattr(sampler, "_forward", lambda *_: logits)
-    with pytest.raises(RestError, match="logits are not finite after 0 optimizer steps"):
+    with pytest.raises(NonFiniteError, match="logits are not finite after 0 optimizer steps"):
         sampler._decode([[1], [2]], [3, 3], torch.rand(2, 12), [])

@@ -19,6 +19,7 @@ from rest_megatron.reward.reward import build_reward
 from rest_megatron.reward.score import Score
 from rest_megatron.rollout.engine import Sample
 from rest_megatron.scoring import accuracies, reward_metrics
+from rest_megatron.watch import Watch
 
 TABLE = [bytes([i]) for i in range(256)] + [b"<|im_end|>"]
 CALL = b'<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'
@@ -47,7 +48,7 @@ class Judge:
 
     last_error = "out of patience"
 
-    def grades(self, questions):
+    def grades(self, questions, check):
         return [0.5 if number % 2 else None for number, _ in enumerate(questions)]
 
 
@@ -61,7 +62,7 @@ def session(script, *overrides):
         judge=Judge(),
         token_table=TABLE,
         grammar=TOOLRL,
-        parallel=SimpleNamespace(rank=0, on_main=lambda function: function()),
+        parallel=SimpleNamespace(rank=0, on_main=lambda function: function(), watch=Watch()),
     )
 
 

@@ -18,10 +18,11 @@ from rest_megatron.rollout.dialogue import Dialogues, open_dialogues
 from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.tools import Tools
 from rest_megatron.tokens import token_bytes
+from rest_megatron.watch import Watch
 
 MODEL = Path(__file__).resolve().parents[2] / "examples/quickstart/model"
 PROMPT = [{"role": "user", "content": "alarm?"}]
-ALONE = SimpleNamespace(on_main=lambda function: function())
+ALONE = SimpleNamespace(on_main=lambda function: function(), watch=Watch())
 
 
 @pytest.fixture(scope="module")

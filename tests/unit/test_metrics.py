@@ -55,6 +55,41 @@ def test_a_run_starts_its_files_anew(tmp_path):
     assert read_rows(tmp_path / "deep" / "run" / "metrics.jsonl") == [{"step": 1, "a": 2.0}]
 
 
+def test_a_run_that_goes_on_keeps_the_rows_of_the_steps_it_has_and_loses_those_it_does_again(tmp_path):
+    with open_metrics(0, tmp_path, load()) as metrics:
+        for step in range(1, 6):
+            metrics.log(step, {"a": step / 3})
+            metrics.log_evaluation(step, {"b": step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "a"')  # cut off by a kill
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    with open_metrics(0, tmp_path, load(), after=3, evaluated=2) as metrics:
+        metrics.log(4, {"a": 9.0})
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [*before[:3], '{"step": 4, "a": 9.0}']
+    assert [row["step"] for row in read_rows(tmp_path / "eval.jsonl")] == [1, 2]
+
+
+def test_a_run_that_goes_on_keeps_its_id_at_weights_and_biases_and_one_that_begins_anew_gets_another(tmp_path):
+    def its_id(after):
+        with open_metrics(0, tmp_path, load([], ["log.wandb=offline"]), after, after) as metrics:
+            metrics.log(1, {"a": 1.0})
+        return (tmp_path / "wandb-id.txt").read_text()
+
+    first = its_id(None)
+    assert its_id(1) == first and its_id(None) != first
+
+
+def test_tensorboard_forgets_the_steps_that_a_run_does_again(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    config = load([], ["log.tensorboard=true"])
+    for after, steps in ((None, (1, 2, 3)), (1, (2,))):
+        with open_metrics(0, tmp_path, config, after, after) as metrics:
+            for step in steps:
+                metrics.log(step, {"a": float(10 * len(steps) + step)})
+    found = reader(str(tmp_path / "tensorboard")).Reload().Scalars("a")
+    assert [(event.step, event.value) for event in found] == [(1, 31.0), (2, 12.0)]
+
+
 @pytest.mark.parametrize("number", [1, 7])
 def test_other_ranks_write_nothing(tmp_path, number):
     with open_metrics(number, tmp_path / "run", load([], ["log.wandb=offline"])) as metrics:

@@ -126,7 +126,7 @@ class OneClient:
     def __init__(self, replies):
         self.replies = replies
 
-    def send(self, requests, seconds):
+    def send(self, requests, seconds, check):
         self.requests, self.seconds = requests, seconds
         return self.replies
 

@@ -1,0 +1,91 @@
+"""Files and directories that are on the disk when a function returns, and renames that leave no gap."""
+
+import os
+import shutil
+from pathlib import Path
+
+from rest_megatron.errors import CheckpointError
+
+UNFINISHED = ".tmp"  # being written, or being deleted
+ASIDE = ".old"  # waiting for its successor to take its name
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write `content` to `path` and wait until the disk has it. Raises CheckpointError."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has the file, or the entries of the directory, at `path`. Raises CheckpointError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a reader finds the old file or the new one. Raises CheckpointError."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    write_durably(unfinished, content)
+    rename(unfinished, path)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Rename, and wait until the disk has it. Raises CheckpointError."""
+    try:
+        os.rename(path, to)
+    except OSError as error:
+        raise unwritable(to, error) from error
+    sync(to.parent)
+
+
+def replace_directory(directory: Path, complete: Path) -> None:
+    """Put `complete` in the place of `directory`, which steps aside first. Raises CheckpointError, as it was before.
+
+    A kill between the two renames leaves the name to neither; `recover` gives it back to the old one.
+    """
+    aside = directory.with_name(directory.name + ASIDE)
+    try:
+        if directory.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            rename(directory, aside)
+        rename(complete, directory)
+    except CheckpointError:
+        if aside.exists():
+            recover(aside)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(aside: Path) -> bool:
+    """Give a directory that stepped aside its name back, and say so; or delete it when its successor has the name."""
+    directory = aside.with_name(aside.name.removesuffix(ASIDE))
+    if directory.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        return False
+    rename(aside, directory)
+    return True
+
+
+def delete_directory(directory: Path) -> None:
+    """Delete by way of a rename, so that a kill leaves nothing half-deleted under the name. Raises CheckpointError."""
+    unfinished = directory.with_name(directory.name + UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    rename(directory, unfinished)
+    # What an open file of a network disk holds back goes at the next start.
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def unwritable(path: Path, reason: object) -> CheckpointError:
+    """The error of a file or directory that cannot be written."""
+    return CheckpointError(f"{path} cannot be written: {reason}. Check the space and the rights of its disk")

@@ -1,0 +1,50 @@
+"""run.dir belongs to one job at a time: a lock that ends with its process, however that ends."""
+
+import fcntl
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rest_megatron.errors import ConfigError
+
+LOCK = ".lock"
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold run_dir, which is made where it is missing, against every other job. For one rank.
+
+    Raises ConfigError when another job holds it, or it cannot be written. A file system without locks is warned about.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / LOCK, "a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir={run_dir} on {platform.node()} cannot be written: {error}. Choose a directory that this user may "
+            "make and write to"
+        ) from error
+    with file:
+        _take(file, run_dir)
+        yield
+
+
+def _take(file, run_dir: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ConfigError(
+            f"run.dir={run_dir} is in use by another job: {file.read().strip() or 'its owner is not known'}\n"
+            "  Two jobs would overwrite each other's files. End that one, or choose another run.dir"
+        ) from None
+    except OSError as error:
+        logger.warning("run.dir=%s cannot be locked (%s): see to it that no second job uses it", run_dir, error)
+    file.truncate(0)
+    job = os.environ.get("SLURM_JOB_ID")
+    file.write(f"process {os.getpid()} on {platform.node()}{f', Slurm job {job}' if job else ''}\n")
+    file.flush()

@@ -1,0 +1,185 @@
+"""A run that is stopped anywhere and started again ends as the one that was never stopped."""
+
+import math
+
+import pytest
+
+from rest_megatron.errors import ConfigError
+from tests.distributed.resume_cases import SeededEngine, outcome, ran
+from tests.distributed.training_cases import read_metrics
+from tests.system.runs import make_run
+
+TP2, PP2 = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
+BF16 = "model.dtype=bfloat16"
+VPP2 = "parallel.virtual_pipeline_model_parallel_size=2"
+LAYOUTS = {
+    "one": (1, []),
+    "one, bf16": (1, [BF16]),
+    "tp2": (2, [TP2]),
+    "pp2, tied": (2, [PP2]),
+    "pp2 vpp2": (2, [PP2, VPP2]),
+    "dp2": (2, []),
+    "dp2, bf16": (2, [BF16]),
+    "tp2 pp2": (4, [TP2, PP2]),
+}
+STEPS = 4
+
+
+def arguments(directory, name: str, *more: str) -> list[str]:
+    """Four steps with evaluations and two mini-batches each; another checkpoint than those of a stop after two."""
+    settings = [
+        f"run.dir={directory / name}",
+        f"data.eval={directory / 'rows.jsonl'}",
+        f"train.steps={STEPS}",
+        "train.eval_interval=2",
+        "train.mini_batch_size=4",
+        "rollout.group_size=4",
+        "rollout.max_new_tokens=48",
+        "train.max_tokens_per_micro_batch=128",
+        "weights.momentum=0.5",
+        "checkpoint.interval=2",
+        "checkpoint.keep=9",
+        "optim.schedule=linear",
+    ]
+    return [*make_run(directory), *settings, *more]
+
+
+def until_done(pool, world: int, words: list[str], engine, stops, command: str = "train") -> int:
+    """Run, stopped at each of `stops` in turn, to the end; returns how many times it was stopped."""
+    stopped = 0
+    for stop in stops:
+        looked = pool.run(ran, world, command, words, engine, stop)[0]
+        if looked >= 0:
+            return stopped
+        stopped += 1
+    assert pool.run(ran, world, command, words, engine, 0)[0] >= 0
+    return stopped
+
+
+def same(ours: dict, theirs: dict) -> None:
+    """What differs is named, not shown: it is long."""
+    for part in theirs:
+        if isinstance(theirs[part], dict):
+            assert ours[part].keys() == theirs[part].keys()
+            assert [name for name, value in theirs[part].items() if ours[part][name] != value] == [], part
+        else:
+            assert ours[part] == theirs[part], part
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stopped_twice_and_resumed_equals_the_unbroken_run_bit_for_bit(pool, tmp_path, layout):
+    world, words = LAYOUTS[layout]
+    looks = pool.run(ran, world, "train", arguments(tmp_path, "straight", *words), SeededEngine)[0]
+    broken = arguments(tmp_path, "broken", *words)
+    assert until_done(pool, world, broken, SeededEngine, (looks // 3, looks // 3)) == 2
+    same(outcome(tmp_path / "broken", STEPS), outcome(tmp_path / "straight", STEPS))
+
+
+def test_wherever_it_is_stopped_the_run_ends_alike(pool, tmp_path):
+    words = ["train.steps=2", "train.eval_interval=1", "rollout.max_new_tokens=24"]
+    looks = pool.run(ran, 1, "train", arguments(tmp_path, "straight", *words), None)[0]
+    expected = outcome(tmp_path / "straight", 2)
+    assert looks > 20
+    for stop in range(1, looks, max(1, looks // 12)):
+        broken = arguments(tmp_path, f"broken-{stop}", *words)
+        assert until_done(pool, 1, broken, None, (stop,)) == 1
+        same(outcome(tmp_path / f"broken-{stop}", 2), expected)
+
+
+def test_a_run_that_is_stopped_ever_again_gets_on_and_ends_alike(pool, tmp_path):
+    words = ["train.steps=2", "train.eval_interval=0"]
+    pool.run(ran, 1, "train", arguments(tmp_path, "straight", *words), SeededEngine)
+    stopped = until_done(pool, 1, arguments(tmp_path, "broken", *words), SeededEngine, range(4, 40))
+    assert 3 < stopped < 36
+    same(outcome(tmp_path / "broken", 2), outcome(tmp_path / "straight", 2))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("tp2", "one"), ("one", "pp2, tied"), ("tp2 pp2", "dp2"), ("dp2", "tp2")]
+)
+def test_on_another_layout_the_metrics_go_on_within_rounding(pool, tmp_path, first, second):
+    words = arguments(tmp_path, "broken")
+    world, layout = LAYOUTS[first]
+    pool.run(ran, 1, "train", arguments(tmp_path, "straight"), SeededEngine)
+    looks = pool.run(ran, world, "train", arguments(tmp_path, "probe", *layout), SeededEngine)[0]
+    assert pool.run(ran, world, "train", [*words, *layout], SeededEngine, looks // 2)[0] == -1
+    world, layout = LAYOUTS[second]
+    assert pool.run(ran, world, "train", [*words, *layout], SeededEngine)[0] > 0
+    straight, broken = read_metrics(tmp_path / "straight"), read_metrics(tmp_path / "broken")
+    assert [row["step"] for row in broken] == [row["step"] for row in straight]
+    for ours, theirs in zip(broken, straight, strict=True):
+        for name, value in theirs.items():
+            assert math.isclose(ours[name], value, rel_tol=1e-4, abs_tol=1e-4) or math.isnan(value), name
+
+
+def test_background_saves_end_in_the_same_run(pool, tmp_path):
+    looks = pool.run(ran, 2, "train", arguments(tmp_path, "straight"), SeededEngine)[0]
+    broken = arguments(tmp_path, "broken", "checkpoint.background=true", "checkpoint.interval=1")
+    assert until_done(pool, 2, broken, SeededEngine, (looks // 2,)) == 1
+    same(outcome(tmp_path / "broken", STEPS), outcome(tmp_path / "straight", STEPS))
+
+
+@pytest.mark.parametrize("layout", ["one, bf16", "dp2"])
+def test_a_supervised_run_resumes_bit_for_bit(pool, tmp_path, layout):
+    world, words = LAYOUTS[layout]
+    words = [*words, "sft.steps=5", "sft.batch_size=3"]
+    looks = pool.run(ran, world, "sft", arguments(tmp_path, "straight", *words), None)[0]
+    broken = arguments(tmp_path, "broken", *words)
+    assert until_done(pool, world, broken, None, (looks // 3, looks // 3), "sft") == 2
+    same(outcome(tmp_path / "broken", 5), outcome(tmp_path / "straight", 5))
+
+
+def test_scored_answers_of_the_step_in_flight_are_kept(pool, tmp_path):
+    """Stopped in the update: the next start trains on the same answers, and asks the engine only for later ones."""
+    words = arguments(tmp_path, "run", "train.eval_interval=0")
+    for stop in range(1, 40):
+        assert pool.run(ran, 1, "train", words, SeededEngine, stop)[0] == -1
+        kept = list((tmp_path / "run" / "checkpoints").glob("step-*/experience.jsonl"))
+        if kept:
+            break
+    assert len(kept[0].read_text().splitlines()) == 8
+
+
+def test_a_finished_run_is_refused_and_goes_on_to_more_steps_where_that_is_allowed(pool, tmp_path):
+    words = arguments(tmp_path, "run")
+    pool.run(ran, 1, "train", words, SeededEngine)
+    with pytest.raises(AssertionError, match="holds a finished run: step 4 of train.steps=4"):
+        pool.run(ran, 1, "train", words, SeededEngine)
+    with pytest.raises(AssertionError, match="train.steps=6 differs from 4"):
+        pool.run(ran, 1, "train", [*words, "train.steps=6"], SeededEngine)
+    pool.run(ran, 1, "train", [*words, "train.steps=6", "checkpoint.allow_changes=true"], SeededEngine)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_run_directory_starts_from_a_named_checkpoint(pool, tmp_path):
+    pool.run(ran, 1, "train", arguments(tmp_path, "straight"), SeededEngine)
+    named = f"checkpoint.resume={tmp_path / 'straight' / 'checkpoints' / 'step-00000002'}"
+    pool.run(ran, 1, "train", arguments(tmp_path, "fork", named), SeededEngine)
+    assert read_metrics(tmp_path / "fork") == read_metrics(tmp_path / "straight")[2:]
+    assert outcome(tmp_path / "fork", STEPS)["tensors"] == outcome(tmp_path / "straight", STEPS)["tensors"]
+
+
+def test_other_data_is_refused(pool, tmp_path):
+    words = arguments(tmp_path, "run")
+    assert pool.run(ran, 1, "train", words, SeededEngine, 25)[0] == -1
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("alarm on Monday for 2", "alarm on Monday for 7"))
+    with pytest.raises(AssertionError, match="data.train=.*gives other rows than those"):
+        pool.run(ran, 1, "train", words, SeededEngine)
+
+
+def test_a_directory_whose_checkpoints_are_all_damaged_is_not_started_anew(pool, tmp_path):
+    words = arguments(tmp_path, "run")
+    assert pool.run(ran, 1, "train", words, SeededEngine, 25)[0] == -1
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*/state/*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="holds checkpoints, but none of them is whole"):
+        pool.run(ran, 1, "train", words, SeededEngine)
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
+
+
+def test_a_directory_with_metrics_but_no_checkpoint_is_refused(pool, tmp_path):
+    words = arguments(tmp_path, "run", "checkpoint.resume=never")
+    pool.run(ran, 1, "train", words, SeededEngine)
+    with pytest.raises(AssertionError, match=ConfigError.kind + ".*holds the metrics.jsonl of an earlier run"):
+        pool.run(ran, 1, "train", words, SeededEngine)

@@ -17,7 +17,7 @@ from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.template import read_template
-from rest_megatron.errors import CheckpointError
+from rest_megatron.errors import CheckpointError, Preempted
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.launch import Launch
 from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
@@ -112,7 +112,7 @@ def open_session(
             actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
             engine = build_engine(config, actor, parallel, server, stop_token_ids(model_path, tokenizer), prompts)
             rollout = open_dialogues(engine, config, parallel, tokenizer, table)
-        yield Session(
+        session = Session(
             config=config,
             run_dir=run_dir,
             parallel=parallel,
@@ -127,6 +127,14 @@ def open_session(
             progress=progress,
             resumed=resumed,
         )
+        try:
+            yield session
+        except Preempted as stop:
+            if saved_by is None:
+                raise Preempted(
+                    f"{stop.args[0]}: this command saves nothing; start it again in another run.dir"
+                ) from stop
+            raise
         rollout.close()
     # Not after an error: the ranks still need the group to agree on who reports it.
     shutdown()

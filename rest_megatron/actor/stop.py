@@ -93,4 +93,4 @@ def wait_for(store: dist.Store, key: str, watch: Watch, timeout: timedelta) -> N
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"{key} was not set within {timeout}")
         time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(1.2 * pause, LONGEST_PAUSE)

@@ -183,7 +183,7 @@ class ZeroEngine:
         return grad_norm, learning_rate
 
     def counters(self) -> dict[str, int]:
-        """ "adam_step": updates the moments have seen; "schedule_step": steps the learning rate has taken."""
+        """Updates the moments have seen ("adam_step"), and steps the learning rate has taken ("schedule_step")."""
         return {"adam_step": adam_step(self.optimizer), "schedule_step": self.scheduler.last_epoch}
 
     def restore(self, counters: dict[str, int]) -> None:

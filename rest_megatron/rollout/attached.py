@@ -1,12 +1,13 @@
 """A vLLM server that an operator has started. It is checked once, and never restarted or ended."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.client import Address, Client
 from rest_megatron.rollout.server_command import BACKEND, MODEL_NAME
+from rest_megatron.waiting import unasked
 
 HEALTH_SECONDS = 10.0
 INFO_SECONDS = 60.0
@@ -23,7 +24,7 @@ class AttachedServer:
         self.can_sleep = False
         self._config = config
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
         """Raises EngineError unless the server answers now, and was started as `print-server` says."""
         client = Client(self.address)
         client.health(HEALTH_SECONDS)

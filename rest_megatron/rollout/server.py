@@ -1,7 +1,7 @@
 """The vLLM server of a run: started by it (`spawned`), or an operator's that it attaches to (`attached`)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from rest_megatron.rollout.attached import AttachedServer
 from rest_megatron.rollout.client import Address
 from rest_megatron.rollout.server_command import API_KEY, server_arguments, server_environment
 from rest_megatron.rollout.spawned import SpawnedServer
+from rest_megatron.waiting import unasked
 
 
 class Server(Protocol):
@@ -23,8 +24,8 @@ class Server(Protocol):
     """Whether it gives back the accelerator's memory when it is told to sleep (vLLM's enable_sleep_mode)."""
     restartable: bool
 
-    def wait_ready(self) -> None:
-        """Return when it answers, and as this run needs it."""
+    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
+        """Return when it answers, and as this run needs it. `check` is called now and then; what it raises goes on."""
 
     def restart(self) -> None:
         """End it and start it anew, ready, without the actor's weights. Only where it is `restartable`."""
@@ -47,7 +48,7 @@ def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[S
 
     def start() -> None:
         opened.append(_server(config, run_dir, on_cpu=parallel.device.type == "cpu"))
-        opened[0].wait_ready()
+        opened[0].wait_ready(parallel.watch.check)
 
     try:
         if config.rollout.engine == "vllm":

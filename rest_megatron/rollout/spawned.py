@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rest_megatron.errors import EngineError
 from rest_megatron.rollout import keeper
 from rest_megatron.rollout.client import Address, Client
 from rest_megatron.rollout.server_command import server_command
+from rest_megatron.waiting import unasked
 
 SOCKET = "vllm.sock"
 GRACE_SECONDS = 20.0
@@ -62,10 +63,11 @@ class SpawnedServer:
         self._keeper: subprocess.Popen | None = None
         self._start()
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
         """Return when the server answers. Raises EngineError as soon as it has ended, or when its time is over."""
         client, waited = Client(self.address), 0.0
         while waited < self._start_timeout:
+            check()
             code = self._keeper.poll()
             if code is not None:
                 raise self._failure(f"ended with exit code {code} after {waited:.0f} s, before it answered")

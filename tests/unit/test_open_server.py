@@ -13,12 +13,15 @@ from rest_megatron.config import load
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout import spawned
 from rest_megatron.rollout.server import open_server
+from rest_megatron.watch import Watch
 from tests.unit.test_attached import CONFIG, SETTINGS, operator
 from tests.unit.test_server import ANSWERS, HANGS, PREAMBLE, runs, started
 
 
 class Alone(SimpleNamespace):
     """A run of one rank."""
+
+    watch = Watch()
 
     def on_main(self, function):
         return function()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_megatron.errors import EngineError
+from rest_megatron.errors import EngineError, Preempted
 from rest_megatron.rollout.client import Client
 from rest_megatron.rollout.spawned import SpawnedServer
 
@@ -103,6 +103,18 @@ def test_a_server_that_never_answers_fails_at_its_deadline(spawn, tmp_path):
     assert 1.5 <= time.monotonic() - begun < 6
     server.close()
     assert [runs(pid) for pid in started(tmp_path)] == [False]
+
+
+def test_a_stop_does_not_wait_for_a_server_that_starts(spawn):
+    server, begun = spawn(HANGS, start_timeout=60), time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() - begun > 1:
+            raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        server.wait_ready(check)
+    assert time.monotonic() - begun < 8
 
 
 def test_a_restarted_server_answers_and_of_the_old_one_nothing_is_left(spawn, tmp_path):

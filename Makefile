@@ -11,7 +11,7 @@ VLLM_READY := .venv-vllm/ready
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup quickstart quickstart-vllm test test-gpu test-vllm lint fmt clean
+.PHONY: setup quickstart quickstart-vllm test test-faults test-gpu test-vllm lint fmt clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ test: $(READY)
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 	$(BIN)/python -m pytest tests/aot
+
+# Every kill, signal and broken file, the slow ones too; `make test` has the fast ones.
+test-faults: $(READY)
+	$(BIN)/python -m pytest tests/faults --slow
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

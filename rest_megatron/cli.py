@@ -1,7 +1,8 @@
 """The command line.
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint, 5 rollout
-engine.
+engine, 75 stopped as asked and saved, so that the same command goes on, 76 no progress for run.hang_timeout seconds,
+77 too many updates in a row that are not finite. 128 + n: ended by the second signal, n, without saving.
 """
 
 import argparse
@@ -31,6 +32,11 @@ usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
   weigh          input=a.jsonl output=b.jsonl tokenizer=DIR [progress=P | step=N]: token weights of rows {ids, entropy}
   heatmap        input=a.jsonl tokenizer=DIR [row=N] [output=b.html]: the weights of one answer of a dump, or of weigh
   prepare        input=a.json output=b.parquet source=toolace|xlam|hammer|sharegpt|openai|typed: rows to train on
+  convert        input=DIR output=DIR [format=hf|megatron] ...: checkpoints of ours, of Megatron-core and of
+                 Hugging Face into each other; all words in the README
+  inspect        input=DIR: what a checkpoint, or the newest of a run, is and holds
+  verify         input=DIR: whether a checkpoint, or each of a run, is whole
+  diff           input=DIR against=DIR: how the tensors of two checkpoints differ
   check          versions, configuration, model, tokenizer and data, without a GPU or a process group
   print-config   the resolved configuration as YAML, secrets hidden
   print-server   the shell command that starts a vLLM server at rollout.vllm_url
@@ -50,6 +56,10 @@ COMMANDS = (
     "weigh",
     "heatmap",
     "prepare",
+    "convert",
+    "inspect",
+    "verify",
+    "diff",
     "check",
     "print-config",
     "print-server",
@@ -122,6 +132,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
     if arguments.command in FILE_COMMANDS:
         files = read_file_arguments(arguments.command, arguments.files, config)
         if launch.rank == 0:
+            quiet_libraries()
             import_module(f"rest_megatron.commands.{arguments.command}").main(config, files, sys.stdout)
     elif arguments.command == "print-config":
         _write(dump(config), launch)

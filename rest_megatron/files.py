@@ -16,8 +16,21 @@ FILE_COMMANDS: dict[str, tuple[str, ...]] = {
     "weigh": ("input", "output", "tokenizer", "step", "progress"),
     "heatmap": ("input", "tokenizer", "row", "output"),
     "prepare": ("input", "output", "source"),
+    "convert": ("input", "output", "format", "model", "dtype", "vocab_multiple", "trust_pickle"),
+    "inspect": ("input", "trust_pickle"),
+    "verify": ("input", "model", "trust_pickle"),
+    "diff": ("input", "against", "model", "trust_pickle"),
 }
-OPTIONAL = {"score": ("step", "progress"), "weigh": ("step", "progress"), "heatmap": ("row", "output"), "prepare": ()}
+OPTIONAL = {
+    "score": ("step", "progress"),
+    "weigh": ("step", "progress"),
+    "heatmap": ("row", "output"),
+    "prepare": (),
+    "convert": ("format", "model", "dtype", "vocab_multiple", "trust_pickle"),
+    "inspect": ("trust_pickle",),
+    "verify": ("model", "trust_pickle"),
+    "diff": ("model", "trust_pickle"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,8 @@ class FileArguments:
     """The words of one command; what a command does not take keeps its default.
 
     step (counted from 1, as in metrics.jsonl) and progress say the same, progress = step / train.steps, at most 1;
-    whichever is given sets the other.
+    whichever is given sets the other. model: where config.json and the tokenizer are; format and dtype are
+    those of the output, "" for the command's choice; vocab_multiple pads the vocabulary of a Megatron-core checkpoint.
     """
 
     input: Path
@@ -35,6 +49,12 @@ class FileArguments:
     progress: float = 0.0
     source: str = ""
     row: int = 0
+    against: Path | None = None
+    model: Path | None = None
+    format: str = ""
+    dtype: str = ""
+    vocab_multiple: int = 1
+    trust_pickle: bool = False
 
 
 def read_file_arguments(command: str, words: Sequence[str], config: Config) -> FileArguments:
@@ -82,10 +102,24 @@ def _share(command: str, value: str) -> float:
     return number
 
 
-def _source(command: str, value: str) -> str:
-    if value not in SOURCES:
-        raise ConfigError(f"{command}: source={value} is not one of {', '.join(SOURCES)}")
-    return value
+def _count(command: str, value: str) -> int:
+    number = _whole(command, value)
+    if number == 0:
+        raise ConfigError(f"{command}: a multiple of 0 is nothing; give 1 or more")
+    return number
+
+
+def _one_of(name: str, *known: str) -> Callable[[str, str], str]:
+    def read(command: str, value: str) -> str:
+        if value not in known:
+            raise ConfigError(f"{command}: {name}={value} is not one of {', '.join(known)}")
+        return value
+
+    return read
+
+
+def _switch(command: str, value: str) -> bool:
+    return _one_of("trust_pickle", "true", "false")(command, value) == "true"
 
 
 _READERS: dict[str, Callable[[str, str], Any]] = {
@@ -95,5 +129,11 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "step": _whole,
     "row": _whole,
     "progress": _share,
-    "source": _source,
+    "source": _one_of("source", *SOURCES),
+    "against": _path,
+    "model": _path,
+    "format": _one_of("format", "hf", "megatron"),
+    "dtype": _one_of("dtype", "bfloat16", "float32"),
+    "vocab_multiple": _count,
+    "trust_pickle": _switch,
 }

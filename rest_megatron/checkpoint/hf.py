@@ -45,7 +45,7 @@ class Safetensors:
         self.directory = directory
         self.handles = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             try:
                 handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -55,7 +55,7 @@ class Safetensors:
             for name in handle.keys():
                 self.handles[name] = handle
                 shapes[name] = tuple(handle.get_slice(name).get_shape())
-        _check_tensors(directory, shapes, hf)
+        check_tensors(directory, shapes, hf)
 
     def read(self, piece: Piece, tp_rank: int, tp_size: int) -> Tensor:
         """This rank's shard of the piece's tensor; only its bytes are read."""
@@ -90,7 +90,7 @@ def weight_source(model: ModelConfig, seed: int, hf: PreTrainedConfig) -> Weight
     return RandomWeights(seed, hf) if model.random_init else Safetensors(Path(model.path), hf)
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.exists():
         try:
@@ -107,7 +107,7 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTrainedConfig) -> None:
+def check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTrainedConfig) -> None:
     ignorable = {"lm_head.weight"} if hf.tie_word_embeddings else set()
     kept = {n: s for n, s in found.items() if n not in ignorable and not n.endswith("rotary_emb.inv_freq")}
     problem = mismatch(kept, expected_tensors(hf))

@@ -1,0 +1,38 @@
+"""`convert`: a checkpoint of ours, of Megatron-core or of Hugging Face made into one of another kind."""
+
+import sys
+from typing import TextIO
+
+from rest_megatron.actor.model import DTYPES
+from rest_megatron.checkpoint.convert import Target, convert
+from rest_megatron.checkpoint.meter import metered, size_text
+from rest_megatron.checkpoint.opening import open_model
+from rest_megatron.checkpoint.recognise import HUGGING_FACE, MEGATRON, check_whole, recognise
+from rest_megatron.checkpoint.weights import in_dtype, total_bytes
+from rest_megatron.config.schema import Config
+from rest_megatron.errors import ConfigError
+from rest_megatron.files import FileArguments
+
+
+def main(config: Config, files: FileArguments, stream: TextIO) -> None:
+    """Convert files.input to files.output, and write to `stream` what was what; the progress goes to stderr.
+
+    Raises CheckpointError for what cannot be read, written or trusted, ConfigError for a combination that means
+    nothing.
+    """
+    found = recognise(files.input, check_whole, lambda text: stream.write(f"{text}\n"))
+    other = MEGATRON if found.kind == HUGGING_FACE else HUGGING_FACE
+    kind = {"hf": HUGGING_FACE, "megatron": MEGATRON, "": other}[files.format]
+    if files.vocab_multiple > 1 and kind != MEGATRON:
+        raise ConfigError(
+            "convert: vocab_multiple= pads the vocabulary of format=megatron; Hugging Face has no padding"
+        )
+    target = Target(files.output, kind, DTYPES.get(files.dtype), files.vocab_multiple)
+    stream.write(f"input   {found.directory}: {found.kind}\n")
+    stream.flush()
+    model = open_model(found, files.model, files.trust_pickle)
+    with metered(sys.stderr, 3 * total_bytes(in_dtype(model.weights, target.dtype))) as seen:
+        done = convert(model, target, seen)
+    reused = f"; {done.reused} files of it from an earlier attempt" if done.reused else ""
+    stream.write(f"output  {files.output}: {kind}, {done.tensors} tensors, {size_text(done.size)}{reused}\n")
+    stream.write("read again and compared with the input: identical\n")

@@ -1,0 +1,30 @@
+"""`diff`: how the tensors of two checkpoints differ, whatever kinds they are."""
+
+import sys
+from typing import TextIO
+
+from rest_megatron.checkpoint.compare import compare
+from rest_megatron.checkpoint.meter import metered
+from rest_megatron.checkpoint.opening import open_pair
+from rest_megatron.checkpoint.recognise import check_whole, recognise
+from rest_megatron.checkpoint.weights import total_bytes
+from rest_megatron.config.schema import Config
+from rest_megatron.files import FileArguments
+
+
+def main(config: Config, files: FileArguments, stream: TextIO) -> None:
+    """Compare files.input with files.against, and write the result to `stream`; the progress goes to stderr.
+
+    Two of our checkpoints are compared with their masters and moments, all others by the Hugging Face tensors of the
+    working weights. Raises CheckpointError for what cannot be read.
+    """
+    found = [
+        recognise(path, check_whole, lambda text: stream.write(f"{text}\n")) for path in (files.input, files.against)
+    ]
+    for name, one in zip(("input", "against"), found, strict=True):
+        stream.write(f"{name:<8}{one.directory}: {one.kind}\n")
+    stream.flush()
+    first, second = open_pair(*found, files.model, files.trust_pickle)
+    with metered(sys.stderr, total_bytes(first) + total_bytes(second)) as seen:
+        found = compare(first, second, seen)
+    stream.write("".join(f"{line}\n" for line in found.lines()))

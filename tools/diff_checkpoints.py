@@ -1,0 +1,7 @@
+"""The `diff` command as a script, for batch jobs: python tools/diff_checkpoints.py input=DIR against=DIR"""
+
+import sys
+
+from rest_megatron.cli import main
+
+sys.exit(main(["diff", *sys.argv[1:]]))

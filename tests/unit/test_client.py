@@ -191,7 +191,7 @@ def test_the_servers_own_words_are_found(body, text):
 def test_an_error_status_brings_the_servers_words(status, refused):
     body = json.dumps({"error": {"message": "x" * 100_000}}).encode()
     with listening(reply(body, status)) as (address, _):
-        with pytest.raises(EngineError, match=f"gave HTTP status {status[:3]} after \d\.\d s: ") as raised:
+        with pytest.raises(EngineError, match=rf"gave HTTP status {status[:3]} after \d\.\d s: ") as raised:
             Client(address).start_weight_update(5)
     assert isinstance(raised.value, RequestRefused) is refused
     assert MAX_ERROR_TEXT < len(str(raised.value)) < MAX_ERROR_TEXT + 200

@@ -4,6 +4,7 @@ import sys
 from datetime import timedelta
 from typing import TextIO
 
+from rest_megatron.config.redact import redact
 from rest_megatron.errors import RestError
 from rest_megatron.launch import Launch
 
@@ -17,15 +18,17 @@ def report(error: RestError, launch: Launch | None, stream: TextIO) -> None:
     model, data. Then the first rank of every other node speaks, since files may differ between nodes, and all others
     are quiet. Later a rank speaks unless rank 0 fails with the same text.
     """
+    # Nothing that an error quotes may show a secret, whoever raised it.
+    text = redact(str(error))
     store = None if launch is None else _store(launch)
     if store is not None:
-        repeated = agree(store, str(error), launch.rank, launch.world_size)
+        repeated = agree(store, text, launch.rank, launch.world_size)
     else:
         repeated = launch is not None and launch.local_rank != 0
     if launch is None or launch.rank == 0:
-        stream.write(f"{error}\n")
+        stream.write(f"{text}\n")
     elif not repeated:
-        stream.write(f"rank {launch.rank}: {str(error).splitlines()[0]}\n")
+        stream.write(f"rank {launch.rank}: {text.splitlines()[0]}\n")
 
 
 def _store(launch: Launch):

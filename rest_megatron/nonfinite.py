@@ -47,9 +47,9 @@ class SkipBudget:
             _dump(self.directory / name, _rows(trajectories, streams))
         if self.in_row > self.most:
             raise NonFiniteError(
-                f"step {step}: loss {metrics['actor/loss']}, gradient norm {metrics['actor/grad_norm']}; that is the "
-                f"{self.in_row}. skipped update in a row, and train.max_nonfinite={self.most} may be. No weight was "
-                f"changed by them; their batches are in {self.directory}\n"
+                f"step {step}: loss {metrics['actor/loss']}, gradient norm {metrics['actor/grad_norm']}: skipped updates in "
+                f"a row: {self.in_row}, train.max_nonfinite={self.most}. No weight was changed by them; their batches are "
+                f"in {self.directory}\n"
                 "  Look for what they have in common, lower optim.lr, or go on from an earlier checkpoint with "
                 "checkpoint.resume=DIR"
             )

@@ -61,9 +61,9 @@ class Saver:
             with self.session.parallel.watch.phase("resume"), self.session.parallel.watch.patient():
                 same_layout = self.store.load(resumed.directory, resumed.manifest)
             self.state.load(self._of_this_data(resumed), self.session.config.alarms)
-            kept = resumed.directory / EXPERIENCE
-            if read_experience is not None and kept.exists() and not self.session.config.checkpoint.allow_changes:
-                experience = read_experience(kept)
+            kept = EXPERIENCE in resumed.manifest.files  # a file that the manifest does not list is not the run's
+            if read_experience is not None and kept and not self.session.config.checkpoint.allow_changes:
+                experience = read_experience(resumed.directory / EXPERIENCE)
             self._tell(resumed, same_layout)
         self.mark(experience)
         if (resumed is None or not resumed.is_own) and self.session.config.checkpoint.interval:

@@ -72,9 +72,11 @@ def _tidy(checkpoints: Path, warn: Callable[[str], None]) -> list[Path]:
                 warn(f"{path.name} is {path.name.removesuffix(ASIDE)} again: its successor was not finished")
         latest = checkpoints / LATEST
         latest.with_name(LATEST + UNFINISHED).unlink(missing_ok=True)
-        if latest.exists() and not (checkpoints / (name := latest.read_text(errors="replace").strip())).is_dir():
-            warn(f"{latest} names {name!r}, which is not there")
-        return step_directories(checkpoints)
+        steps = step_directories(checkpoints)
+        named = latest.read_text(errors="replace").strip() if latest.exists() else None
+        if named is not None and named not in {path.name for path in steps}:
+            warn(f"{latest} names {named[:40]!r}, which is not there")
+        return steps
     except OSError as error:
         raise CheckpointError(f"{checkpoints} cannot be read: {error}") from error
 

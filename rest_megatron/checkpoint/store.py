@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch.distributed.tensor import DTensor
 
@@ -115,7 +116,11 @@ class CheckpointStore:
         states = {}
 
         def read() -> bool:
-            states.update(load_file(directory / _rng_file(self.parallel.rank)))
+            path = directory / _rng_file(self.parallel.rank)
+            try:
+                states.update(load_file(path))
+            except SafetensorError as error:
+                raise CheckpointError(f"{path} cannot be read: {error}") from error
             return fits(states, self.parallel.device)
 
         if not all(together(self.group, read)):

@@ -9,7 +9,7 @@ _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 _ALWAYS = re.compile(r"secret|password", re.IGNORECASE)
 # Fields of Megatron that only sound like secrets.
 _HARMLESS = re.compile(r"moe_token_(dispatcher_type|drop_policy)|tokenizer\w*")
-_USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
+_USER_INFO = re.compile(r"(\w+:/{1,2})[^/\s]+@")
 
 
 def redact(value: Any, name: str = "") -> Any:

@@ -1,0 +1,21 @@
+"""Everything a run imports, loaded once by the server that the runs of these tests are forked from."""
+
+import os
+
+# Before numpy and torch count the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: F401, E402
+import torch  # noqa: E402
+
+from rest_megatron.quiet import quiet_libraries  # noqa: E402
+
+quiet_libraries()
+
+import matplotlib.pyplot  # noqa: F401, E402
+
+import rest_megatron.observe.report  # noqa: F401, E402
+import rest_megatron.sft  # noqa: F401, E402
+import rest_megatron.train  # noqa: F401, E402
+
+torch.set_num_threads(1)

@@ -50,6 +50,13 @@ class Preempted(RestError):
     kind = "preempted"
 
 
+class Stopped(RestError):
+    """The run was asked to stop, and its command saves nothing: as if SIGTERM had ended it."""
+
+    exit_code = 143
+    kind = "stopped"
+
+
 class NonFiniteError(RestError):
     """More updates in a row than train.max_nonfinite had a loss or gradient that is not finite."""
 

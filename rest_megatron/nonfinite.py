@@ -46,12 +46,12 @@ class SkipBudget:
             name = f"step-{step}-skip-{self.in_row}-rank-{self.parallel.dp_rank}.jsonl"
             _dump(self.directory / name, _rows(trajectories, streams))
         if self.in_row > self.most:
+            loss, norm = metrics["actor/loss"], metrics["actor/grad_norm"]
             raise NonFiniteError(
-                f"step {step}: loss {metrics['actor/loss']}, gradient norm {metrics['actor/grad_norm']}: skipped updates in "
-                f"a row: {self.in_row}, train.max_nonfinite={self.most}. No weight was changed by them; their batches are "
-                f"in {self.directory}\n"
-                "  Look for what they have in common, lower optim.lr, or go on from an earlier checkpoint with "
-                "checkpoint.resume=DIR"
+                f"step {step}: loss {loss}, gradient norm {norm}: skipped updates in a row: {self.in_row}, "
+                f"train.max_nonfinite={self.most}. No weight was changed by them; their batches: {self.directory}\n"
+                "  Look for what they have in common, lower optim.lr, or go on from an earlier checkpoint, with "
+                "checkpoint.resume=DIR in another run.dir"
             )
 
 

@@ -5,6 +5,7 @@ computed anew, so that `algorithm.advantage` may differ. The prompts come from d
 answers and a hash of the ids that the prompt had, which must be those it has now.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,9 +212,13 @@ def _whole(row: Mapping, name: str, least: int) -> int:
 
 def _number(row: Mapping, name: str, holder: str = "") -> float:
     value = field(row, name, object)
-    if type(value) not in NUMBER or not _is_finite(value):
+    try:
+        number = float(value) if type(value) in NUMBER else math.nan
+    except OverflowError:  # an integer that no float can hold
+        number = math.nan
+    if not math.isfinite(number):
         raise BadRow(f"field {holder + name!r} is {describe(value)}, must be a finite number")
-    return float(value)
+    return number
 
 
 def _is_finite(value: float) -> bool:

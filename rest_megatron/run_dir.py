@@ -28,6 +28,8 @@ def locked(run_dir: Path) -> Iterator[None]:
             f"run.dir={run_dir} on {platform.node()} cannot be written: {error}. Choose a directory that this user may "
             "make and write to"
         ) from error
+    # A child shares the lock, and may outlive this process.
+    os.register_at_fork(after_in_child=file.close)
     with file:
         _take(file, run_dir)
         yield

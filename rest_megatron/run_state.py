@@ -14,7 +14,7 @@ from rest_megatron.weighing import WeightState
 
 
 class RunState:
-    """The place of a run and its running means. Changed only between steps, by the loop.
+    """The place of a run and its running means.
 
     Args:
         cursor: the order of prompts or demonstrations.

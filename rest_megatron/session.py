@@ -17,12 +17,12 @@ from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.template import read_template
-from rest_megatron.errors import CheckpointError, Preempted
+from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.launch import Launch
 from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
-from rest_megatron.resume import Resumed, find_checkpoint
+from rest_megatron.resume import Resumed, Saved, find_checkpoint, finished_steps
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.reward import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
@@ -72,15 +72,43 @@ def open_session(
     tokenizer: PreTrainedTokenizerBase,
     total_optimizer_steps: int,
     prompts: Sequence[Prompt] = (),
-    saved_by: str | None = None,
+    saved: Saved | None = None,
 ) -> Iterator[Session]:
     """Start processes, logs, rollout server and model for a configuration that has been checked.
 
     `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed with a rollout server, are some it will
-    answer. saved_by: the command, train or sft, whose checkpoints are looked for. Read and check all input before: what
-    fails in here costs a job its start. Raises RestError.
+    answer. saved: whose checkpoints are looked for; None: the command has none. Read and check all input before: what
+    fails in here costs a job its start. Raises RestError; when asked to stop Preempted, or Stopped without checkpoints.
     """
-    model_path = Path(config.model.path)
+    checkpoint, stacks = config.checkpoint, Path(config.run.dir) / "hang"
+    watch = Watch(save_by=checkpoint.save_by, hang_timeout=config.run.hang_timeout, stacks=stacks, rank=launch.rank)
+    try:
+        with watch, ExitStack() as stack:
+            # What takes long here has deadlines of its own.
+            with watch.phase("start"), watch.patient():
+                session = _start(config, launch, tokenizer, total_optimizer_steps, prompts, saved, watch, stack)
+            yield session
+            session.rollout.close()
+    except Preempted as stop:
+        if saved is None:
+            raise Stopped(f"{stop.args[0]}: this command saves nothing; start it again in another run.dir") from stop
+        raise
+    # Not after an error: the ranks still need the group to agree on who reports it.
+    shutdown()
+
+
+def _start(
+    config: Config,
+    launch: Launch,
+    tokenizer: PreTrainedTokenizerBase,
+    total_optimizer_steps: int,
+    prompts: Sequence[Prompt],
+    saved: Saved | None,
+    watch: Watch,
+    stack: ExitStack,
+) -> Session:
+    """Everything of a session, `stack` to end it; arguments as in `open_session`."""
+    model_path, run_dir = Path(config.model.path), Path(config.run.dir)
     hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
     check_supported(hf)
     weights = weight_source(config.model, config.run.seed, hf)
@@ -88,56 +116,33 @@ def open_session(
     reward = build_reward(config)
     named = config.data.chat_template
     template = None if named is None else read_template(named, config.where("data.chat_template"))
-    device = choose_device(config.run.device, launch)
-    run_dir = Path(config.run.dir)
-    with ExitStack() as stack:
-        watch = stack.enter_context(
-            Watch(
-                save_by=config.checkpoint.save_by,
-                hang_timeout=config.run.hang_timeout,
-                stacks=run_dir / "hang",
-                rank=launch.rank,
-            )
-        )
-        # What takes long here has deadlines of its own.
-        with watch.phase("start"), watch.patient():
-            parallel = initialize(launch, config.parallel, device, config.run.seed, watch=watch)
-            progress = stack.enter_context(open_progress(launch.rank, config))
-            parallel.on_main(lambda: stack.enter_context(locked(run_dir)))
-            resumed = None if saved_by is None else find_checkpoint(config, saved_by, parallel, progress.write)
-            metrics = _open_metrics(config, parallel, resumed, stack)
-            require_shared(run_dir)
-            # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
-            server = stack.enter_context(open_server(config, run_dir, parallel))
-            actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
-            engine = build_engine(config, actor, parallel, server, stop_token_ids(model_path, tokenizer), prompts)
-            rollout = open_dialogues(engine, config, parallel, tokenizer, table)
-        session = Session(
-            config=config,
-            run_dir=run_dir,
-            parallel=parallel,
-            token_table=table,
-            chat_template=template,
-            grammar=GRAMMARS[config.data.answer_format],
-            reward=reward,
-            judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
-            actor=actor,
-            rollout=rollout,
-            metrics=metrics,
-            progress=progress,
-            resumed=resumed,
-        )
-        try:
-            yield session
-        except Preempted as stop:
-            if saved_by is None:
-                raise Preempted(
-                    f"{stop.args[0]}: this command saves nothing; start it again in another run.dir"
-                ) from stop
-            raise
-        rollout.close()
-    # Not after an error: the ranks still need the group to agree on who reports it.
-    shutdown()
+    parallel = initialize(
+        launch, config.parallel, choose_device(config.run.device, launch), config.run.seed, watch=watch
+    )
+    progress = stack.enter_context(open_progress(launch.rank, config))
+    parallel.on_main(lambda: stack.enter_context(locked(run_dir)))
+    resumed = None if saved is None else find_checkpoint(config, saved, parallel, progress.write)
+    metrics = _open_metrics(config, parallel, resumed, stack)
+    require_shared(run_dir)
+    # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
+    server = stack.enter_context(open_server(config, run_dir, parallel))
+    actor = Actor(config, hf, weights, parallel, total_optimizer_steps)
+    engine = build_engine(config, actor, parallel, server, stop_token_ids(model_path, tokenizer), prompts)
+    return Session(
+        config=config,
+        run_dir=run_dir,
+        parallel=parallel,
+        token_table=table,
+        chat_template=template,
+        grammar=GRAMMARS[config.data.answer_format],
+        reward=reward,
+        judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
+        actor=actor,
+        rollout=open_dialogues(engine, config, parallel, tokenizer, table),
+        metrics=metrics,
+        progress=progress,
+        resumed=resumed,
+    )
 
 
 def _open_metrics(
@@ -147,7 +152,8 @@ def _open_metrics(
     run_dir, after, evaluated = Path(config.run.dir), None, None
     if resumed is not None and resumed.is_own:
         after = resumed.loop["step"]
-        evaluated = after if resumed.loop["closed"] else after - 1
+        closed = resumed.loop["closed"] or finished_steps(config, resumed.loop["command"]) == after
+        evaluated = after if closed else after - 1
     opened: list[MetricsLogger | NoMetrics] = [NoMetrics()]
 
     def open_here() -> None:

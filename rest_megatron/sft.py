@@ -9,6 +9,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.launch import Launch
 from rest_megatron.reading import read_demonstrations
+from rest_megatron.resume import Saved, write_finished
 from rest_megatron.run_state import RunState, data_hash, new_state
 from rest_megatron.saving import Saver
 from rest_megatron.session import Session, open_session
@@ -18,14 +19,17 @@ def main(config: Config, launch: Launch) -> None:
     """Run the `sft` command on this rank, from the newest checkpoint of run.dir on: train on sft.data, export to hf."""
     tokenizer = read_tokenizer(config)
     trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in read_demonstrations(config, tokenizer)]
-    with open_session(without_engine(config), launch, tokenizer, config.sft.steps, saved_by="sft") as session:
+    saved = Saved("sft", data_hash(trajectories))
+    with open_session(without_engine(config), launch, tokenizer, config.sft.steps, saved=saved) as session:
         state = new_state(session, len(trajectories))
-        saver = Saver(session, state, "sft", data_hash(trajectories))
+        saver = Saver(session, state, saved)
         saver.restore()
         with saver.saving_when_stopped():
             while state.step < config.sft.steps:
                 train_step(session, state, trajectories, saver)
             session.export("hf")
+        if session.is_main:
+            write_finished(config, "sft")
 
 
 def train_step(session: Session, state: RunState, trajectories: Sequence[Trajectory], saver: Saver) -> None:
@@ -38,7 +42,7 @@ def train_step(session: Session, state: RunState, trajectories: Sequence[Traject
         metrics = session.actor.supervised_step(own, sum(t.num_targets for t in chosen))
     state.step += 1
     state.skips.count(state.step, metrics, own)
-    metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.seconds}
+    metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.take_seconds()}
     session.metrics.log(state.step, metrics)
     session.progress.step(state.step, config.sft.steps, metrics)
     saver.mark()

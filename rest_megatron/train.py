@@ -21,6 +21,7 @@ from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
 from rest_megatron.reading import read_prompts
 from rest_megatron.replay import DumpReader, open_replay
+from rest_megatron.resume import Saved, write_finished
 from rest_megatron.run_state import RunState, data_hash, new_state
 from rest_megatron.saving import NoSaver, Saver
 from rest_megatron.scoring import reward_metrics
@@ -60,18 +61,19 @@ def main(config: Config, launch: Launch) -> None:
     heldout = read_prompts(config, tokenizer, config.data.eval) if config.data.eval and debug == "off" else []
     replay = open_replay(config, prompts) if debug == "train_only" else None
     updates = config.train.steps * planned_updates(config)
-    saved_by = "train" if debug == "off" else None
-    with open_session(config, launch, tokenizer, updates, prompts, saved_by) as session:
+    saved = Saved("train", data_hash(asdict(prompt) for prompt in prompts)) if debug == "off" else None
+    with open_session(config, launch, tokenizer, updates, prompts, saved) as session:
         state = new_state(session, len(prompts))
         answers = sampling(session, prompts, state.cursor) if replay is None else replay.experience
-        if saved_by is None:
+        if saved is None:
             train(session, state, answers, heldout, NoSaver())
         else:
-            saver = Saver(session, state, saved_by, data_hash(asdict(prompt) for prompt in prompts))
+            saver = Saver(session, state, saved)
             pending = saver.restore(DumpReader(config, prompts, session.actor.policy.hf.vocab_size).experience)
             with saver.saving_when_stopped():
                 train(session, state, answers, heldout, saver, pending)
         if session.is_main:
+            write_finished(config, "train")
             write_report(session.run_dir)
             evaluations = read_rows(session.run_dir / EVALUATIONS)
             session.progress.write(final_table(evaluations[0], evaluations[-1]) if heldout else ENDINGS[debug])
@@ -114,9 +116,11 @@ def train(
         if state.step == config.train.steps:
             return
         step, started = state.step + 1, time.perf_counter()
-        experience = answers(step) if pending is None else pending
-        pending = None
-        saver.mark(experience)
+        if pending is None:
+            experience = answers(step)
+            saver.mark(experience)
+        else:
+            experience, pending = pending, None
         metrics = answer_metrics(session, experience, step)
         if config.train.debug != "rollout_only":
             with session.parallel.watch.phase("update"):
@@ -125,7 +129,7 @@ def train(
         elif session.is_main:
             dump_rollouts(session.run_dir, step, experience, session.token_table, {})
         state.step, state.closed = step, False
-        metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.seconds}
+        metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.take_seconds()}
         log_step(session, state, metrics)
         saver.mark()
         session.parallel.poll()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,10 @@ class Update(NamedTuple):
 
     metrics: dict[str, float]
     log_probs: Tensor
+
+
+class _LeftSchedule(Exception):
+    """This copy of the model was asked to stop between two micro-batches."""
 
 
 class Actor:
@@ -146,13 +151,16 @@ class Actor:
         interruptible: whether it raises Preempted, with nothing left accumulated, when the run is asked to stop.
         """
         batches = self._micro_batches(trajectories)
-        watch = self.parallel.watch
-        poll = self.parallel.poll if interruptible else watch.beat
+        parallel = self.parallel
+        poll = parallel.poll if interruptible else parallel.watch.beat
         # A pipeline's stages are at different micro-batches, and wait for one another: none may leave the schedule.
-        poll_between = poll if self.parallel.pp_size == 1 else watch.beat
+        may_leave = interruptible and parallel.pp_size == 1
 
         def forward_step(iterator, model):
-            poll_between()
+            parallel.watch.beat()
+            # Data-parallel ranks need not be at the same micro-batch either: they agree after the schedule.
+            if may_leave and parallel.block_asked():
+                raise _LeftSchedule
             batch = next(iterator)
             output = model(
                 input_ids=batch.tokens, position_ids=None, attention_mask=None, packed_seq_params=batch.packed
@@ -161,16 +169,17 @@ class Actor:
 
         try:
             poll()
-            results = get_forward_backward_func()(
-                forward_step_func=forward_step,
-                data_iterator=[iter(batches) for _ in self.zero.chunks],
-                model=self.zero.chunks,
-                num_microbatches=len(batches),
-                seq_length=batches[0].tokens.shape[1],
-                micro_batch_size=1,
-                forward_only=forward_only,
-                collect_non_loss_data=forward_only,
-            )
+            with suppress(_LeftSchedule):
+                results = get_forward_backward_func()(
+                    forward_step_func=forward_step,
+                    data_iterator=[iter(batches) for _ in self.zero.chunks],
+                    model=self.zero.chunks,
+                    num_microbatches=len(batches),
+                    seq_length=batches[0].tokens.shape[1],
+                    micro_batch_size=1,
+                    forward_only=forward_only,
+                    collect_non_loss_data=forward_only,
+                )
             poll()
         except Preempted:
             self.zero.discard()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -137,17 +136,39 @@ def export(
     existing directory is replaced only when the new one is complete.
     """
     partial = directory.with_name(directory.name + ".partial")
-    if parallel.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
+    parallel.on_main(lambda: _begin(partial))
     plan = file_plan(policy, parallel, MAX_FILE_BYTES)
     parallel.on_all(lambda: write_stage(policy, parallel, partial, plan) if parallel.dp_rank == 0 else None)
-    if parallel.rank == 0:
+    parallel.on_main(lambda: _complete(policy, partial, directory, plan, model_path, chat_template))
+
+
+def _begin(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{partial} cannot be made: {error}. Check the space and the rights of its disk"
+        ) from error
+
+
+def _complete(
+    policy: Policy,
+    partial: Path,
+    directory: Path,
+    plan: dict[str, Planned],
+    model_path: Path,
+    chat_template: str | None,
+) -> None:
+    """All weights are there: the rest, and the name."""
+    try:
         _write_index(partial, plan)
         write_companions(policy.hf, model_path, partial, chat_template)
         _replace(directory, partial)
-    dist.barrier()
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be written: {error}. Check the space and the rights of its disk"
+        ) from (error)
 
 
 def _replace(directory: Path, complete: Path) -> None:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 import rest_megatron
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.parallel import COLLECTIVE_TIMEOUT, Parallel
-from rest_megatron.checkpoint.choose import LATEST, newest, prune, verify
+from rest_megatron.checkpoint.choose import LATEST, prune, verify
 from rest_megatron.checkpoint.durable import UNFINISHED, replace_directory, replace_durably, sync, write_durably
 from rest_megatron.checkpoint.manifest import FORMAT, Manifest, check_sizes, file_entry, write_manifest
 from rest_megatron.checkpoint.mapping import mismatch
@@ -30,8 +30,6 @@ from rest_megatron.checkpoint.rng import fits, rng_states, set_rng_states
 from rest_megatron.checkpoint.shards import copy_state, expected_keys, read_state, state_bytes, write_share
 from rest_megatron.config.checkpoint import CheckpointConfig
 from rest_megatron.errors import CheckpointError
-
-__all__ = ["CheckpointStore", "newest", "verify"]
 
 STATE, RNG, HF = "state", "rng", "hf"
 PACKAGES = ("torch", "megatron-core", "deepspeed")
@@ -98,8 +96,8 @@ class CheckpointStore:
     def load(self, directory: Path, manifest: Manifest | None = None) -> bool:
         """Overwrite the actor's masters, moments, weights, counters and, on the layout that saved them, RNG states.
 
-        manifest: as `newest` or `verify` returned it; None: the files are verified first. Returns whether the RNG
-        states were restored: on another layout they stay as they are. Raises CheckpointError on all ranks.
+        manifest: as `choose.newest` or `choose.verify` returned it; None: the files are verified first. Returns whether
+        the RNG states were restored: on another layout they stay as they are. Raises CheckpointError on all ranks.
         """
         self.close()
         manifest = manifest or verify(directory, self.parallel)

@@ -14,7 +14,6 @@ FREE_KEYS = {
     "run.dir",
     "run.device",
     "run.hang_timeout",
-    "model.path",  # the weights are the checkpoint's
     "model.attention",
     "data.train",  # a file may move; what it holds is compared by its own hash
     "data.eval",
@@ -48,12 +47,14 @@ UNREAD = {"train": {"sft"}, "sft": {"rollout", "method", "weights", "reward", "a
 def shaping_keys(config: Config, command: str) -> dict[str, Any]:
     """Dotted key -> plain value, without secrets, of everything that shapes the run of `command` (train or sft)."""
     left_out = FREE_SECTIONS | UNREAD[command]
+    # The weights are the checkpoint's, but a KL term is towards those that the run began with.
+    free = FREE_KEYS if config.algorithm.kl_coef > 0 else FREE_KEYS | {"model.path"}
     return {
         f"{section}.{name}": redact(value, f"{section}.{name}")
         for section, values in to_dict(config).items()
         if section not in left_out
         for name, value in values.items()
-        if f"{section}.{name}" not in FREE_KEYS
+        if f"{section}.{name}" not in free
     }
 
 

@@ -185,12 +185,14 @@ def check_run_dir(config: Config, command: str) -> None:
     """
     directory = Path(config.run.dir)
     metrics = directory / "metrics.jsonl"
-    if not (metrics.exists() and metrics.stat().st_size > 0):
+    saved = any(not path.name.endswith(".tmp") for path in directory.glob("checkpoints/step-*"))
+    if not saved and not (metrics.exists() and metrics.stat().st_size > 0):
         return
     resumable = command == "sft" or (command == "train" and config.train.debug == "off")
-    if resumable and config.checkpoint.resume != "never" and any(directory.glob("checkpoints/step-*")):
+    if saved and resumable and config.checkpoint.resume != "never":
         return
-    refuse(config, "run.dir", "holds the metrics.jsonl of an earlier run", "Choose another run.dir, or delete it")
+    what = "the checkpoints" if saved else "the metrics.jsonl"
+    refuse(config, "run.dir", f"holds {what} of an earlier run", "Choose another run.dir, or delete it")
 
 
 def read_model_config(config: Config) -> dict[str, Any]:

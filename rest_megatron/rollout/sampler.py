@@ -72,7 +72,8 @@ class Sampler:
 
         Draws depend on seed, group_size, rollout.max_new_tokens, prompt number, answer number and token number: not on
         the layout, the batch, the other prompts or max_new_tokens, of which none may be above rollout.max_new_tokens.
-        Raises Preempted, on all ranks, a few tokens after one of them was asked to stop.
+        Raises Preempted, on all ranks, a few tokens after one of them was asked to stop, and NonFiniteError when the
+        logits are not finite.
         """
         longest = self.config.max_new_tokens
         limits = [longest] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
@@ -86,15 +87,22 @@ class Sampler:
         mine.sort(key=lambda i: len(prompts[i]))
         per_batch = max(1, self.config.max_batch_size // group_size)
         answers: dict[int, list[Sample]] = {}
+        problem: NonFiniteError | None = None
         with self.parallel.watch.phase("rollout"):
-            with _without_sequence_parallel(self.policy), suppress(_Stopped):
-                for start in range(0, len(mine), per_batch):
-                    batch = mine[start : start + per_batch]
-                    drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
-                    answers.update(zip(batch, drawn, strict=True))
-            parts = self.parallel.gather_over_data_parallel(answers)
+            try:
+                with _without_sequence_parallel(self.policy), suppress(_Stopped):
+                    for start in range(0, len(mine), per_batch):
+                        batch = mine[start : start + per_batch]
+                        drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
+                        answers.update(zip(batch, drawn, strict=True))
+            except NonFiniteError as error:
+                problem = error  # of this copy of the model; the others wait for its answers
+            parts = self.parallel.gather_over_data_parallel((problem, answers))
             self.parallel.poll()
-        merged = {i: group for part in parts for i, group in part.items()}
+        for broken, _ in parts:
+            if broken is not None:
+                raise broken
+        merged = {i: group for _, part in parts for i, group in part.items()}
         return [merged[i] for i in range(len(prompts))]
 
     def _answer(self, prompts: list[Sequence[int]], limits: list[int], uniforms: Tensor) -> list[list[Sample]]:

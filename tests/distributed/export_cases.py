@@ -66,7 +66,7 @@ def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
     with mock.patch.object(hf, "write_companions", side_effect=OSError("disk full")):
         try:
             export(policy, parallel, directory, model)
-        except OSError as error:
+        except CheckpointError as error:
             return str(error)
     return ""
 

@@ -67,6 +67,12 @@ def ran(launch: Launch, command: str, overrides: Sequence[str], engine: type | N
     return watch.looked
 
 
+def ran_without_export(launch: Launch, *arguments) -> int:
+    """`ran`, killed in the export."""
+    with mock.patch.object(session.Session, "export", side_effect=RuntimeError("killed in the export")):
+        return ran(launch, *arguments)
+
+
 def outcome(run_dir: Path, steps: int) -> dict:
     """Everything of a finished run that must not depend on whether it was stopped, bit for bit."""
     tensors = {}

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch.distributed as dist
 
-from rest_megatron.checkpoint.store import newest
+from rest_megatron.checkpoint.choose import newest
 from rest_megatron.errors import CheckpointError
 from rest_megatron.launch import Launch
 from tests.distributed.cases import Layout

@@ -110,7 +110,7 @@ def test_an_existing_directory_is_replaced_only_by_a_complete_export(pool, tiny_
     model, out = tiny_model(), tmp_path / "first"
     out.mkdir()
     (out / "model-00001-of-00009.safetensors").write_bytes(b"the last good export")
-    assert pool.run(interrupted_export, 1, model, out) == ["disk full"]
+    assert "disk full" in pool.run(interrupted_export, 1, model, out)[0]
     assert [path.name for path in out.iterdir()] == ["model-00001-of-00009.safetensors"]
     assert (tmp_path / "first.partial").exists(), "the export had begun"
     pool.run(exported_twice, 1, model, Layout(), "float32", tmp_path, ONE_FILE)

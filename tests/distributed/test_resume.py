@@ -1,11 +1,12 @@
 """A run that is stopped anywhere and started again ends as the one that was never stopped."""
 
+import json
 import math
 
 import pytest
 
 from rest_megatron.errors import ConfigError
-from tests.distributed.resume_cases import SeededEngine, outcome, ran
+from tests.distributed.resume_cases import SeededEngine, outcome, ran, ran_without_export
 from tests.distributed.training_cases import read_metrics
 from tests.system.runs import make_run
 
@@ -147,8 +148,63 @@ def test_a_finished_run_is_refused_and_goes_on_to_more_steps_where_that_is_allow
         pool.run(ran, 1, "train", words, SeededEngine)
     with pytest.raises(AssertionError, match="train.steps=6 differs from 4"):
         pool.run(ran, 1, "train", [*words, "train.steps=6"], SeededEngine)
-    pool.run(ran, 1, "train", [*words, "train.steps=6", "checkpoint.allow_changes=true"], SeededEngine)
+    with pytest.raises(AssertionError, match="train.steps=3 is less than the 4 steps"):
+        pool.run(ran, 1, "train", [*words, "train.steps=3", "checkpoint.allow_changes=true"], SeededEngine)
+    more = [*words, "train.steps=6", "train.eval_interval=0", "checkpoint.allow_changes=true"]
+    old = (tmp_path / "run" / "hf" / "model.safetensors").read_bytes()
+    # Saved after the last step, but not exported: the directory hf is still that of four steps.
+    looks = pool.run(ran, 1, "train", [*more, f"run.dir={tmp_path / 'probe'}"], SeededEngine)[0]
+    until_done(pool, 1, more, SeededEngine, (looks * 2 // 5,))
+    assert (tmp_path / "run" / "hf" / "model.safetensors").read_bytes() != old
+    with pytest.raises(AssertionError, match="holds a finished run: step 6 of train.steps=6"):
+        pool.run(ran, 1, "train", more, SeededEngine)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    evaluations = (tmp_path / "run" / "eval.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in evaluations] == [0, 2, 4, 6]
+
+
+def test_a_run_that_is_stopped_in_its_last_export_is_not_a_finished_one(pool, tmp_path):
+    words = arguments(tmp_path, "run", "train.steps=1")
+    pool.run(ran, 1, "train", words, SeededEngine)
+    more = [*words, "train.steps=2", "checkpoint.allow_changes=true"]
+    with pytest.raises(AssertionError, match="killed in the export"):
+        pool.run(ran_without_export, 1, "train", more, SeededEngine)
+    assert pool.run(ran, 1, "train", more, SeededEngine)[0] > 0
+    with pytest.raises(AssertionError, match="holds a finished run: step 2"):
+        pool.run(ran, 1, "train", more, SeededEngine)
+
+
+def test_an_older_checkpoint_of_the_same_directory_is_refused_by_name(pool, tmp_path):
+    words = arguments(tmp_path, "run")
+    assert pool.run(ran, 1, "train", words, SeededEngine, 40)[0] == -1
+    older = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[0]
+    with pytest.raises(AssertionError, match="is not the newest checkpoint of run.dir"):
+        pool.run(ran, 1, "train", [*words, f"checkpoint.resume={older}"], SeededEngine)
+
+
+@pytest.mark.parametrize("change", [(), ("optim.lr=2e-3",)])
+def test_changes_that_are_allowed_skip_no_prompts(pool, tmp_path, change):
+    """Stopped in a step: its answers are kept when nothing changed, else its prompts are answered again."""
+    words = arguments(tmp_path, "run", "checkpoint.allow_changes=true", "train.eval_interval=0")
+    for stop in range(1, 40):
+        assert pool.run(ran, 1, "train", words, SeededEngine, stop)[0] == -1
+        if list((tmp_path / "run" / "checkpoints").glob("step-*/experience.jsonl")):
+            break
+    assert pool.run(ran, 1, "train", [*words, *change], SeededEngine)[0] > 0
+    cursor = outcome(tmp_path / "run", STEPS)["state"]["train"]["cursor"]
+    assert cursor["position"] == 2 * STEPS
+
+
+def test_rewards_that_no_float32_holds_are_kept_through_a_stop(pool, tmp_path):
+    (tmp_path / "huge.py").write_text(
+        "def reward(response, ground_truth, *, progress, step):\n    return 1e39 * len(response)\n"
+    )
+    words = arguments(tmp_path, "run", f"reward.function={tmp_path}/huge.py:reward", "train.eval_interval=0")
+    for stop in range(1, 40):
+        assert pool.run(ran, 1, "train", words, SeededEngine, stop)[0] == -1
+        if list((tmp_path / "run" / "checkpoints").glob("step-*/experience.jsonl")):
+            break
+    assert pool.run(ran, 1, "train", words, SeededEngine)[0] > 0
 
 
 def test_another_run_directory_starts_from_a_named_checkpoint(pool, tmp_path):
@@ -178,8 +234,8 @@ def test_a_directory_whose_checkpoints_are_all_damaged_is_not_started_anew(pool,
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
 
 
-def test_a_directory_with_metrics_but_no_checkpoint_is_refused(pool, tmp_path):
-    words = arguments(tmp_path, "run", "checkpoint.resume=never")
+def test_a_directory_with_an_earlier_run_is_refused_where_none_shall_be_gone_on_with(pool, tmp_path):
+    words = arguments(tmp_path, "run", "checkpoint.resume=never", "train.steps=1")
     pool.run(ran, 1, "train", words, SeededEngine)
-    with pytest.raises(AssertionError, match=ConfigError.kind + ".*holds the metrics.jsonl of an earlier run"):
+    with pytest.raises(AssertionError, match=ConfigError.kind + ".*holds the checkpoints of an earlier run"):
         pool.run(ran, 1, "train", words, SeededEngine)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rest_megatron.actor.parallel import Parallel
-from rest_megatron.checkpoint.store import newest
+from rest_megatron.checkpoint.choose import newest
 from tests.distributed import store_fault_cases as cases
 from tests.distributed.cases import Layout
 from tests.distributed.pool import WorkerPool

@@ -45,6 +45,14 @@ def test_a_changed_key_is_refused_with_both_values_and_what_else_changed():
     assert "override: optim.lr=1e-3" in text and "checkpoint.allow_changes=true" in text
 
 
+def test_the_model_may_move_unless_a_kl_term_is_towards_it():
+    check_unchanged(load([], ["model.path=moved"]), "train", saved(), "step-1")
+    with pytest.raises(ConfigError, match="model.path=moved differs from ''"):
+        check_unchanged(
+            load([], ["model.path=moved", "algorithm.kl_coef=0.1"]), "train", saved("algorithm.kl_coef=0.1"), "step-1"
+        )
+
+
 def test_changes_can_be_allowed():
     check_unchanged(load([], ["optim.lr=1e-3", "checkpoint.allow_changes=true"]), "train", saved(), "step-1")
 

@@ -11,6 +11,7 @@ from rest_megatron.config.check import (
     check_layout,
     check_model,
     check_run,
+    check_run_dir,
     check_settings,
     read_model_config,
 )
@@ -259,3 +260,30 @@ def test_data_files_exist(tmp_path):
     assert "sft.data= is not set" in refused(check_data_files, load([], [f"data.train={rows}"]), "sft")
     missing = load([], [f"data.train={rows}", f"data.eval={tmp_path / 'no.jsonl'}"])
     assert "data.eval=" in refused(check_data_files, missing, "train")
+
+
+@pytest.mark.parametrize(
+    ("left", "command", "words", "refused"),
+    [
+        ((), "train", (), False),
+        (("metrics",), "train", (), True),
+        (("metrics", "step-00000002.tmp"), "train", (), True),
+        (("metrics", "step-00000002"), "train", (), False),
+        (("metrics", "step-00000002.old"), "sft", (), False),
+        (("metrics", "step-00000002"), "train", ("checkpoint.resume=never",), True),
+        (("step-00000000",), "train", ("checkpoint.resume=never",), True),
+        (("metrics", "step-00000002"), "profile", (), True),
+        (("metrics", "step-00000002"), "train", ("train.debug=rollout_only",), True),
+    ],
+)
+def test_a_directory_with_an_earlier_run_is_gone_on_with_or_refused(tmp_path, left, command, words, refused):
+    (tmp_path / "metrics.jsonl").write_text("{}" if "metrics" in left else "")
+    for name in left:
+        if name.startswith("step"):
+            (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    config = load([], [f"run.dir={tmp_path}", *words])
+    if refused:
+        with pytest.raises(ConfigError, match="run.dir=.*holds the (checkpoints|metrics.jsonl) of an earlier run"):
+            check_run_dir(config, command)
+    else:
+        check_run_dir(config, command)

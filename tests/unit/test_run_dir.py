@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import pytest
 
@@ -28,6 +29,32 @@ def test_a_second_job_is_refused_with_the_name_of_the_first_and_gets_in_after_it
     holder.join()
     with locked(tmp_path / "run"):
         assert str(os.getpid()) in (tmp_path / "run" / LOCK).read_text()
+
+
+def _hold_with_a_child(run_dir, pipe) -> None:
+    """A worker of a user's reward, say, which outlives its parent."""
+    with locked(run_dir):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        pipe.send(child)
+        pipe.recv()
+
+
+def test_a_forked_child_that_outlives_a_killed_job_does_not_hold_its_lock(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    holder = context.Process(target=_hold_with_a_child, args=(tmp_path, theirs))
+    holder.start()
+    child = ours.recv()
+    try:
+        holder.kill()
+        holder.join()
+        with locked(tmp_path):
+            os.kill(child, 0)
+    finally:
+        os.kill(child, 9)
 
 
 def test_the_lock_is_given_back_after_an_error(tmp_path):

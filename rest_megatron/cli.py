@@ -2,7 +2,8 @@
 
 Exit codes: 0 done, 1 a bug (with its traceback), 2 usage or configuration, 3 data, 4 weights or checkpoint, 5 rollout
 engine, 75 stopped as asked and saved, so that the same command goes on, 76 no progress for run.hang_timeout seconds,
-77 too many updates in a row that are not finite. 128 + n: ended by the second signal, n, without saving.
+77 too many updates in a row that are not finite, 143 stopped as asked by a command that saves nothing. 128 + n: ended
+by the second signal, n, without saving.
 """
 
 import argparse

@@ -34,11 +34,12 @@ quickstart-vllm: $(READY) $(VLLM_READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh runs/quickstart-vllm 2 cpu \
 	    rollout.engine=vllm rollout.vllm_python=$(VLLM_BIN)/python
 
-# Triton's kernels run in its interpreter, and are compiled for GPUs that are not there: each needs its own process.
+# Triton's kernels run in its interpreter, and are compiled for GPUs that are not there: each needs its own process, and
+# has one core.
 test: $(READY)
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
-	$(BIN)/python -m pytest tests/aot
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels & interpreted=$$!; \
+	    $(BIN)/python -m pytest tests/aot && wait $$interpreted
 
 # Every kill, signal and broken file, the slow ones too; `make test` has the fast ones.
 test-faults: $(READY)

@@ -1,6 +1,7 @@
 """What the commands over files are told, beside the configuration: bare `key=value` words."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,12 @@ def read_file_arguments(command: str, words: Sequence[str], config: Config) -> F
 
 
 def _path(command: str, value: str) -> Path:
+    try:
+        os.stat(value)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # What is to be written is not there yet; who reads says that it is not.
+    except OSError as error:
+        raise ConfigError(f"{command}: {value[:80]!r} cannot be used: {error.strerror}") from error
     return Path(value)
 
 

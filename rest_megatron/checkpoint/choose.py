@@ -7,9 +7,9 @@ from pathlib import Path
 from rest_megatron.actor.parallel import Parallel
 from rest_megatron.checkpoint.durable import ASIDE, UNFINISHED, delete_directory, recover
 from rest_megatron.checkpoint.manifest import (
-    STEP,
     Manifest,
     check_files,
+    check_name,
     check_sizes,
     read_manifest,
     step_directories,
@@ -48,9 +48,7 @@ def verify(directory: Path, parallel: Parallel) -> Manifest:
 
 def _read(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
-    named = STEP.fullmatch(directory.name)
-    if named and int(named.group(1)) != manifest.step:
-        raise CheckpointError(f"{directory} holds step {manifest.step}: it was renamed. Give it its name back")
+    check_name(directory, manifest)
     check_sizes(directory, manifest)
     return manifest
 
@@ -74,7 +72,7 @@ def _tidy(checkpoints: Path, warn: Callable[[str], None]) -> list[Path]:
         latest.with_name(LATEST + UNFINISHED).unlink(missing_ok=True)
         steps = step_directories(checkpoints)
         named = latest.read_text(errors="replace").strip() if latest.exists() else None
-        if named is not None and named not in {path.name for path in steps}:
+        if named and named not in {path.name for path in steps}:
             warn(f"{latest} names {named[:40]!r}, which is not there")
         return steps
     except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rest_megatron.checkpoint.tensor_file import same_bits
 from rest_megatron.checkpoint.weights import Weights
 
 SLAB = 2**22  # numbers that are compared in float64 at once
@@ -82,15 +83,6 @@ def _difference(first: Weights, second: Weights, name: str) -> float | None:
     """max |a - b| of one tensor, None when it is the same bit for bit. Both are forgotten on return."""
     a, b = first.read(name), second.read(name)
     return None if same_bits(a, b) else max_difference(a, b)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bits; NaNs are compared like all else."""
-    return a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize])
 
 
 def max_difference(a: Tensor, b: Tensor) -> float:

@@ -13,15 +13,18 @@ from rest_megatron.checkpoint.compare import compare
 from rest_megatron.checkpoint.durable import unwritable
 from rest_megatron.checkpoint.hf import INDEX, MAX_FILE_BYTES, write_companions
 from rest_megatron.checkpoint.megatron_format import (
+    EMBEDDING,
+    check_padding,
     checkpoint_key,
     extra_states,
     merged_shape,
     padded_rows,
     parameters,
     read_parameter,
+    rounded_up,
 )
 from rest_megatron.checkpoint.opening import Model, open_weights
-from rest_megatron.checkpoint.partial import Partial
+from rest_megatron.checkpoint.partial import Partial, partial_output
 from rest_megatron.checkpoint.recognise import COMPANIONS, HUGGING_FACE, MEGATRON, TRACKER, Found
 from rest_megatron.checkpoint.tensor_file import Spec, write_tensors
 from rest_megatron.checkpoint.torch_dist_writer import TorchDistWriter
@@ -60,44 +63,56 @@ def convert(model: Model, target: Target, seen: Callable[[int], None] = lambda s
     """Make `target` of `model`; `seen` hears the bytes that are written, then twice those that are compared.
 
     The output appears when it is complete and its tensors are the input's, bit for bit. What a kill leaves is gone on
-    with. Raises CheckpointError.
+    with. Raises CheckpointError, and ConfigError for an output that is being made by another process or cannot be
+    written.
     """
+    if target.kind == MEGATRON:
+        vocab_size = model.hf.vocab_size
+        check_padding(target.output, EMBEDDING, rounded_up(vocab_size, target.vocab_multiple), vocab_size)
     weights = in_dtype(model.weights, target.dtype)
-    partial = Partial(target.output, _identity(model, target))
+    with partial_output(target.output, _identity(model, target)) as partial:
+        _write(partial, weights, model, target, seen)
+    return Conversion(len(weights.tensors), total_bytes(weights), partial.reused)
+
+
+def _write(partial: Partial, weights: Weights, model: Model, target: Target, seen: Callable[[int], None]) -> None:
+    """Write everything, read it again, and give it its name."""
     if target.kind == HUGGING_FACE:
         _write_huggingface(partial, weights, target.file_bytes, seen)
     else:
         _write_megatron(partial, weights, model, target, seen)
     _write_companions(partial.directory / (COMPANIONS if target.kind == MEGATRON else ""), model, weights)
     made = partial.directory / (RELEASE if target.kind == MEGATRON else "")
-    # Its pickle is our own.
-    again = open_weights(Found(target.kind, made, None), model.hf, trust_pickle=True)
-    difference = compare(weights, again, seen)
-    if not difference.identical:
+    try:
+        # Its pickle is our own.
+        again = open_weights(Found(target.kind, made, None), model.hf, trust_pickle=True)
+        difference = compare(weights, again, seen)
+        what = "" if difference.identical else "; ".join(difference.lines())
+    except CheckpointError as error:
+        what = error.args[0]
+    if what:
         partial.discard()
-        what = "; ".join(difference.lines())
         raise CheckpointError(f"{target.output}, read again, is not what was written: {what}. Check its disk")
     partial.complete()
-    return Conversion(len(weights.tensors), total_bytes(weights), partial.reused)
 
 
 def _identity(model: Model, target: Target) -> dict[str, Any]:
     """What is made of what: an attempt at anything else is not gone on with."""
-    directory = model.found.directory
-    files = {
-        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-    }
     return {
-        "input": str(directory.resolve()),
-        "files": files,
+        "input": _listing(model.found.directory),
+        "companions": _listing(model.companions),
         "config": model.hf.to_json_string(),
         "kind": target.kind,
         "dtype": str(target.dtype),
         "vocab_multiple": target.vocab_multiple,
         "file_bytes": target.file_bytes,
     }
+
+
+def _listing(directory: Path) -> dict[str, Any]:
+    """A directory, and the names, sizes and times of its files."""
+    found = {path.name: path.stat() for path in sorted(directory.iterdir()) if path.is_file()}
+    return {str(directory.resolve()): {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}}
 
 
 def _write_huggingface(partial: Partial, weights: Weights, file_bytes: int, seen: Callable[[int], None]) -> None:

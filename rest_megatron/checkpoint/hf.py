@@ -24,6 +24,9 @@ from rest_megatron.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # wins over one in tokenizer_config.json
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+COMPANIONS = (".json", ".jinja", ".txt", ".model")
+NOT_COMPANIONS = ("config.json", "metadata.json", INDEX)  # the second is Megatron-core's
 MAX_FILE_BYTES = 4 * 2**30
 
 
@@ -95,7 +98,7 @@ def weight_files(directory: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             return [directory / name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Copy the model again") from error
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -195,9 +198,12 @@ def write_companions(hf: PreTrainedConfig, source: Path, directory: Path, chat_t
     Tokenizer, template and generation files travel unchanged from `source`, but for another chat template when one is
     given; config.json is written from what was trained.
     """
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name not in ("config.json", INDEX):
-            shutil.copy2(path, directory / path.name)
+    for path in (*sorted(source.iterdir()), *sorted(source.glob(MORE_TEMPLATES))):
+        if path.is_file() and path.suffix in COMPANIONS and path.name[0] != "." and path.name not in NOT_COMPANIONS:
+            copy = directory / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            # The content alone: a read-only file could not be written again.
+            shutil.copyfile(path, copy)
     hf.save_pretrained(directory)
     if chat_template is not None:
         (directory / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")

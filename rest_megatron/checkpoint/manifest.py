@@ -90,6 +90,13 @@ def file_entry(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def check_name(directory: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError when a directory with the name of a step holds another one."""
+    named = STEP.fullmatch(directory.name)
+    if named and int(named.group(1)) != manifest.step:
+        raise CheckpointError(f"{directory} holds step {manifest.step}: it was renamed. Give it its name back")
+
+
 def check_sizes(directory: Path, manifest: Manifest) -> None:
     """Raise CheckpointError unless every listed file is there with its size, and no safetensors file is unlisted."""
     for name, entry in manifest.files.items():

@@ -1,6 +1,7 @@
 """Hugging Face tensors as Megatron-core's checkpoints name, merge and pad them, and back."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -11,6 +12,8 @@ from rest_megatron.checkpoint.torch_dist import TorchDist
 from rest_megatron.checkpoint.weights import Weights
 from rest_megatron.errors import CheckpointError
 
+MAX_MULTIPLE = 128 * 64
+"""Megatron-LM pads the vocabulary to a multiple of 128 x the tensor parallel size, which is at most 64 here."""
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 FC1 = "mlp.linear_fc1.weight"
 QKV = "self_attention.linear_qkv."
@@ -83,6 +86,8 @@ class MegatronWeights:
         self.tensors: dict[str, Spec] = {}
         self._keys: dict[str, tuple[list[str], list[Piece]]] = {}
         self._pending: dict[str, Tensor] = {}
+        self.vocabulary = source.tensors[EMBEDDING].shape[0] if EMBEDDING in source.tensors else 0
+        """Rows of the embedding, padding included."""
         found, expected = self._match()
         if problem := mismatch(found, expected):
             raise CheckpointError(f"{source.directory} {problem}. Its weights and config.json are of different models")
@@ -97,6 +102,7 @@ class MegatronWeights:
             parts = [[piece] for piece in pieces] if len(keys) > 1 else [pieces]
             expected |= {key: merged_shape(part) for key, part in zip(keys, parts, strict=True)}
             if name in (EMBEDDING, HEAD) and name in found and found[name][0] > self.hf.vocab_size:
+                check_padding(self.source.directory, name, found[name][0], self.hf.vocab_size)
                 found[name] = (self.hf.vocab_size, *found[name][1:])
             for piece in pieces:
                 self._keys[piece.name] = (keys, pieces)
@@ -115,6 +121,17 @@ class MegatronWeights:
                 read = split(read[0][:rows], pieces, self.hf.num_key_value_heads, 1)
             self._pending = {piece.name: part for piece, part in zip(pieces, read, strict=True)}
         return self._pending.pop(name)
+
+
+def check_padding(directory: Path, name: str, rows: int, vocab_size: int) -> None:
+    """Raise CheckpointError when `rows` are more than a vocabulary and what it can be padded with."""
+    most = min(MAX_MULTIPLE - 1, vocab_size)
+    if rows - vocab_size > most:
+        raise CheckpointError(
+            f"{directory}: {name} has {rows} rows, {rows - vocab_size} more than vocab_size={vocab_size} in "
+            f"config.json. Padding is {most} at most: its weights and config.json are of different models, or "
+            "vocab_multiple is too large"
+        )
 
 
 def _spelling(name: str, found: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -141,4 +158,9 @@ def extra_states(hf: PreTrainedConfig) -> list[str]:
 def padded_rows(name: str, pieces: list[Piece], vocab_multiple: int) -> int:
     """Rows of a parameter in a checkpoint whose vocabulary is padded to a multiple of `vocab_multiple`."""
     rows = merged_shape(pieces)[0]
-    return -(-rows // vocab_multiple) * vocab_multiple if name in (EMBEDDING, HEAD) else rows
+    return rounded_up(rows, vocab_multiple) if name in (EMBEDDING, HEAD) else rows
+
+
+def rounded_up(rows: int, multiple: int) -> int:
+    """The least multiple that is not below `rows`."""
+    return -(-rows // multiple) * multiple

@@ -42,7 +42,19 @@ KNOWN = {(one.__module__, one.__name__): one for one in CLASSES} | {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: that in C does not let anyone look before it sets attributes."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Set the attributes of an object; UnpicklingError where it is a class, which all would share."""
+        if callable(self.stack[-2]):
+            raise pickle.UnpicklingError("it changes a class or a function")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> object:
         """The classes above and torch's dtypes; UnpicklingError for all else."""
         found = KNOWN.get((module, name))

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,31 @@ from rest_megatron.checkpoint.durable import UNFINISHED, rename, replace_durably
 from rest_megatron.checkpoint.manifest import file_entry
 from rest_megatron.checkpoint.output_file import OutputFile
 from rest_megatron.errors import CheckpointError
+from rest_megatron.run_dir import LOCK, locked
 
 JOURNAL = ".journal.json"
+FIX = "Remove it if nothing needs it, or name another output"
 
 
 class Partial:
     """`output`.partial, and its journal of the files that are complete.
 
-    Raises CheckpointError when `output` exists, or the partial directory is not one of the same conversion.
+    Made by `partial_output`. Raises CheckpointError when it is not one of the same conversion.
 
     Args:
         output: the directory to make.
+        directory: the partial one.
         conversion: plain JSON that says what is made of what; only an attempt at the same is gone on with.
     """
 
-    def __init__(self, output: Path, conversion: dict[str, Any]):
+    def __init__(self, output: Path, directory: Path, conversion: dict[str, Any]):
         self.output = output
-        self.directory = output.with_name(output.name + ".partial")
+        self.directory = directory
         self.conversion = conversion
         self.files: dict[str, dict[str, Any]] = {}
         self.reused = 0
         """Files that an earlier attempt had completed."""
-        if os.path.lexists(output):
-            raise CheckpointError(f"output={output} exists. Nothing is overwritten: remove it, or name another")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
-        if {path.name for path in self.directory.iterdir()} - {JOURNAL + UNFINISHED}:
+        if (self.directory / JOURNAL).exists():
             self._read_journal()
         else:
             self._write_journal()
@@ -78,6 +76,7 @@ class Partial:
         sync(self.directory)
         rename(self.directory, self.output)
         (self.output / JOURNAL).unlink()
+        (self.output / LOCK).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove it: what it holds is wrong."""
@@ -85,17 +84,39 @@ class Partial:
 
     def _read_journal(self) -> None:
         path = self.directory / JOURNAL
-        fix = "Remove it if nothing needs it, or name another output"
         try:
             journal = json.loads(path.read_text(encoding="utf-8"))
             if journal["conversion"] != self.conversion:
-                raise CheckpointError(f"{self.directory} was left by a conversion of something else. {fix}")
+                raise CheckpointError(f"{self.directory} was left by a conversion of something else. {FIX}")
             self.files = journal["files"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.directory} exists, but is no unfinished conversion ({error!r}). {fix}"
-            ) from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _foreign(self.directory, f"{error!r}") from error
 
     def _write_journal(self) -> None:
         text = json.dumps({"conversion": self.conversion, "files": self.files})
         replace_durably(self.directory / JOURNAL, text.encode())
+
+
+@contextmanager
+def partial_output(output: Path, conversion: dict[str, Any]) -> Iterator[Partial]:
+    """The partial directory of `output`, held against every other process that would make the same.
+
+    Raises CheckpointError when `output` exists, or the partial directory is not one of the same conversion; ConfigError
+    when another process holds it, or it cannot be written.
+    """
+    if os.path.lexists(output):
+        raise CheckpointError(f"output={output} exists. Nothing is overwritten: remove it, or name another")
+    directory = output.with_name(output.name + ".partial")
+    try:
+        names = set(os.listdir(directory))
+    except OSError:
+        names = set()  # Not there, or `locked` says what it is.
+    # Nothing is put beside the files of someone else, not even a lock.
+    if JOURNAL not in names and names - {JOURNAL + UNFINISHED, LOCK}:
+        raise _foreign(directory, f"it has no {JOURNAL}")
+    with locked(directory, "output"):
+        yield Partial(output, directory, conversion)
+
+
+def _foreign(directory: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{directory} exists, but is no unfinished conversion ({reason}). {FIX}")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from rest_megatron.checkpoint.durable import ASIDE, UNFINISHED
 from rest_megatron.checkpoint.hf import INDEX
-from rest_megatron.checkpoint.manifest import NAME, check_files, read_manifest, step_directories
+from rest_megatron.checkpoint.manifest import NAME, check_files, check_name, read_manifest, step_directories
 from rest_megatron.checkpoint.torch_dist import is_torch_dist
 from rest_megatron.errors import CheckpointError
 
@@ -16,6 +17,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 COMPANIONS = "huggingface"
 """Beside a Megatron-core checkpoint, in verl's layout and ours: config.json and the tokenizer."""
 DEPTH = 3
+UNFINISHED_NAMES = (".partial", UNFINISHED, ASIDE)
 # Weights that are no safetensors, and what makes them some.
 FOREIGN = {
     "model_world_size_*_rank_*.pt": (
@@ -71,8 +73,10 @@ def recognise(path: Path, check: Callable[[Path], object], warn: Callable[[str],
 
 
 def check_whole(step: Path) -> None:
-    """Raise CheckpointError unless every file of one of our checkpoints has the size and hash of its manifest."""
-    check_files(step, read_manifest(step))
+    """Raise CheckpointError unless one of our checkpoints has its name, and every file the size and hash it had."""
+    manifest = read_manifest(step)
+    check_name(step, manifest)
+    check_files(step, manifest)
 
 
 def _found(path: Path) -> Found:
@@ -90,11 +94,11 @@ def _found(path: Path) -> Found:
 
 def _at(directory: Path) -> Found | None:
     """What lies directly in `directory`."""
-    if (directory / NAME).is_file():
-        return Found(STEP, directory, directory / "hf")
     config = (directory / "config.json").is_file()
     if config and ((directory / INDEX).is_file() or any(directory.glob("*.safetensors"))):
         return Found(HUGGING_FACE, directory, directory)
+    if (directory / NAME).is_file():
+        return Found(STEP, directory, directory / "hf")
     if is_torch_dist(directory):
         near = (directory, directory.parent, directory.parent / COMPANIONS)
         return Found(MEGATRON, directory, next((p for p in near if (p / "config.json").is_file()), None))
@@ -109,18 +113,23 @@ def _tracked(directory: Path) -> Found | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / TRACKER} cannot be read: {error}") from error
-    names = [f"iter_{int(last):07d}", f"global_step_{int(last)}"] if last.isdecimal() else [last]
+    names = [f"iter_{int(last):07d}", f"global_step_{int(last)}"] if last.isdecimal() and len(last) < 20 else [last]
     for child in directory.iterdir():
         if child.name in names and child.is_dir():
             return _found(child)
-    raise CheckpointError(f"{directory / TRACKER} names {last!r}, but there is no {' or '.join(names)} beside it")
+    names = " or ".join(name[:40] for name in names)
+    raise CheckpointError(f"{directory / TRACKER} names {last[:40]!r}, but there is no {names} beside it")
 
 
 def _children(directory: Path) -> list[Path]:
     """The directories to look into: of a verl step the actor's alone."""
     if (directory / "actor").is_dir():
         return [directory / "actor"]
-    return sorted(child for child in directory.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return sorted(
+        child
+        for child in directory.iterdir()
+        if child.is_dir() and not child.name.startswith(".") and not child.name.endswith(UNFINISHED_NAMES)
+    )
 
 
 def _only(path: Path, found: list[Found]) -> Found | None:

@@ -53,12 +53,13 @@ def read_header(path: Path) -> dict[str, Stored]:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-        starts = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        metadata = header.pop("__metadata__", None) or {}
+        starts = json.loads(metadata.get("DCP_SHARDING_INFO", "{}"))
+        return {name: _stored(path, name, entry, 8 + length, starts) for name, entry in header.items()}
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}. The file is missing, truncated or not safetensors; copy it again"
+            f"{path} cannot be read: {error!r}. The file is missing, truncated or not safetensors; copy it again"
         ) from error
-    return {name: _stored(path, name, entry, 8 + length, starts) for name, entry in header.items()}
 
 
 def _stored(path: Path, name: str, entry: dict, base: int, starts: Mapping[str, dict]) -> Stored:
@@ -66,6 +67,8 @@ def _stored(path: Path, name: str, entry: dict, base: int, starts: Mapping[str, 
         raise CheckpointError(f"{path}: {name} is {entry['dtype']}; readable are {', '.join(DTYPES)}")
     spec = Spec(tuple(entry["shape"]), DTYPES[entry["dtype"]])
     start = starts[name]["saved_offsets"] if name in starts else [0] * len(spec.shape)
+    if len(start) != len(spec.shape) or not all(isinstance(offset, int) and offset >= 0 for offset in start):
+        raise ValueError(f"{name}, {spec.shape}, starts at {start}")
     return Stored(path, base + entry["data_offsets"][0], spec, tuple(start))
 
 
@@ -100,3 +103,12 @@ def write_tensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         file.write(read(name).contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits; NaNs are compared like all else."""
+    return a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.dtype.itemsize])

@@ -3,17 +3,19 @@
 Layers may be stacked along a leading axis, or have keys of their own; here every layer has names of its own.
 """
 
+import io
 import json
 import math
-import pickle
+import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from rest_megatron.checkpoint.metadata_pickle import read_metadata
 from rest_megatron.checkpoint.tensor_file import Spec
@@ -22,6 +24,7 @@ from rest_megatron.errors import CheckpointError
 CONFIG = "metadata.json"
 STACKED = re.compile(r"((?:.+\.)?decoder\.layers\.)(?!\d)(.+)")
 WRAPPER = re.compile(r"(?:(?:module|model)\.)+")
+MAX_LAYERS = 10_000  # a larger count is a damaged one
 NOT_MODEL = re.compile(r"(?:chained_\d+\.)?optimizer\.|opt_param_scheduler|rng_state|rerun_state_machine")
 
 
@@ -53,12 +56,20 @@ class TorchDist:
         self.regions: dict[str, Region] = {}
         self.others: dict[str, Spec] = {}
         """Optimizer states and the like, by key."""
-        for key, entry in self.metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata) and "_extra_state" not in key:
-                self._add(key, Spec(tuple(entry.size), entry.properties.dtype))
-        self._check_storage()
+        try:
+            for key, entry in self.metadata.state_dict_metadata.items():
+                if isinstance(entry, TensorStorageMetadata) and "_extra_state" not in key:
+                    self._add(key, Spec(tuple(entry.size), entry.properties.dtype))
+            self._check_storage()
+        # A damaged pickle can have anything anywhere.
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, OSError) as error:
+            raise CheckpointError(
+                f"{directory}: its metadata cannot be used: {error!r}. Copy the checkpoint again"
+            ) from error
 
     def _add(self, key: str, spec: Spec) -> None:
+        if not (isinstance(spec.dtype, torch.dtype) and all(isinstance(size, int) for size in spec.shape)):
+            raise ValueError(f"{key} is {spec}")
         if NOT_MODEL.match(key):
             self.others[key] = spec
             return
@@ -66,6 +77,8 @@ class TorchDist:
         if stacked is None:
             layers = {key: Region(key, None)}
         else:
+            if spec.shape[0] > MAX_LAYERS:
+                raise ValueError(f"{key} has {spec.shape[0]} layers")
             layers = {f"{stacked[1]}{i}.{stacked[2]}": Region(key, i) for i in range(spec.shape[0])}
             spec = Spec(spec.shape[1:], spec.dtype)
         for name, region in layers.items():
@@ -76,7 +89,10 @@ class TorchDist:
         """Every chunk of the model lies within a file of this directory."""
         sizes = {path.name: path.stat().st_size for path in self.directory.iterdir() if path.is_file()}
         for key in {region.key for region in self.regions.values()}:
-            for chunk in self.metadata.state_dict_metadata[key].chunks:
+            entry = self.metadata.state_dict_metadata[key]
+            for chunk in entry.chunks:
+                if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
+                    raise ValueError(f"a chunk of {key} has {len(chunk.sizes)} axes")
                 info = self.metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
                 if info is None:
                     raise CheckpointError(f"{self.directory} does not say where {key} at {tuple(chunk.offsets)} is")
@@ -118,20 +134,48 @@ class TorchDist:
         path = self.directory / info.relative_path
         try:
             with open(path, "rb") as file:
-                part = _create_file_view(file, info.offset, info.length)
+                part = io.BufferedReader(_Part(file, info.offset, info.length))
+                # torch.load reads past a bit that flipped.
+                if bad := zipfile.ZipFile(part).testzip():
+                    raise ValueError(f"{bad} of {key} does not have its CRC-32")
+                part.seek(0)
                 tensor = torch.load(part, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        # What a damaged archive does to the two readers can raise anything.
+        except Exception as error:
             raise CheckpointError(f"{path} cannot be read: {error}. Copy the checkpoint again") from error
         if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes or tensor.dtype != dtype:
             raise CheckpointError(f"{path} at byte {info.offset} is not {key}, {tuple(chunk.sizes)} of {dtype}")
         return tensor
 
 
+class _Part(io.RawIOBase):
+    """A range of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self.file, self.start, self.length, self.position = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.length}[whence]
+        return self.position
+
+    def readinto(self, buffer) -> int:
+        self.file.seek(self.start + self.position)
+        count = self.file.readinto(memoryview(buffer)[: max(0, self.length - self.position)])
+        self.position += count
+        return count
+
+
 def is_torch_dist(directory: Path) -> bool:
     """Whether Megatron-core wrote a distributed checkpoint here, of whatever backend."""
     try:
         return "sharded_backend" in json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -140,7 +184,7 @@ def check_config(directory: Path) -> None:
     path = directory / CONFIG
     try:
         backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be used: {error!r}") from error
     if backend != "torch_dist":
         raise CheckpointError(

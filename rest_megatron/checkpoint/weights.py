@@ -13,8 +13,10 @@ from transformers import PreTrainedConfig
 from rest_megatron.checkpoint.hf import INDEX, check_tensors, weight_files
 from rest_megatron.checkpoint.manifest import Manifest
 from rest_megatron.checkpoint.mapping import expected_tensors
-from rest_megatron.checkpoint.tensor_file import Spec, Stored, read_header, read_tensor
+from rest_megatron.checkpoint.tensor_file import Spec, Stored, read_header, read_tensor, same_bits
 from rest_megatron.errors import CheckpointError
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Weights(Protocol):
@@ -85,7 +87,7 @@ def open_huggingface(directory: Path, hf: PreTrainedConfig) -> Weights:
     """The tensors of a Hugging Face directory, in the order of the model.
 
     Raises CheckpointError for files that cannot be read, an index that is wrong about them, and tensors that are not
-    those of `hf`. A tied head and rotary buffers are left out.
+    those of `hf`. A tied head, which must be the embedding, and rotary buffers are left out.
     """
     headers = {path: read_header(path) for path in weight_files(directory)}
     stored: dict[str, Stored] = {}
@@ -96,8 +98,19 @@ def open_huggingface(directory: Path, hf: PreTrainedConfig) -> Weights:
         stored.update(header)
     _check_index(directory, {name: entry.path.name for name, entry in stored.items()})
     check_tensors(directory, {name: entry.spec.shape for name, entry in stored.items()}, hf)
+    if hf.tie_word_embeddings and HEAD in stored:
+        _check_tied(directory, stored[HEAD], stored[EMBEDDING])
     names = expected_tensors(hf)
     return Files({name: stored[name].spec for name in names}, {name: [stored[name]] for name in names})
+
+
+def _check_tied(directory: Path, head: Stored, embedding: Stored) -> None:
+    """Raise CheckpointError unless a head that is left out is the embedding that stands in for it."""
+    if not same_bits(read_tensor(head), read_tensor(embedding)):
+        raise CheckpointError(
+            f"{directory / 'config.json'} ties {HEAD} to {EMBEDDING}, but their values differ. "
+            "Set tie_word_embeddings=false in config.json, or remove the head"
+        )
 
 
 def _check_index(directory: Path, files: Mapping[str, str]) -> None:

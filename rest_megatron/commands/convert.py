@@ -5,6 +5,7 @@ from typing import TextIO
 
 from rest_megatron.actor.model import DTYPES
 from rest_megatron.checkpoint.convert import Target, convert
+from rest_megatron.checkpoint.megatron_format import MegatronWeights
 from rest_megatron.checkpoint.meter import metered, size_text
 from rest_megatron.checkpoint.opening import open_model
 from rest_megatron.checkpoint.recognise import HUGGING_FACE, MEGATRON, check_whole, recognise
@@ -31,6 +32,10 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
     stream.write(f"input   {found.directory}: {found.kind}\n")
     stream.flush()
     model = open_model(found, files.model, files.trust_pickle)
+    if isinstance(model.weights, MegatronWeights):
+        rows = model.weights.vocabulary
+        stream.write(f"vocabulary: {rows} rows, {rows - model.hf.vocab_size} of padding cut off\n")
+        stream.flush()
     with metered(sys.stderr, 3 * total_bytes(in_dtype(model.weights, target.dtype))) as seen:
         done = convert(model, target, seen)
     reused = f"; {done.reused} files of it from an earlier attempt" if done.reused else ""

@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint is and holds, without reading its tensors."""
+"""`inspect`: what a checkpoint is and holds, by reading no tensor but a head that must be the embedding."""
 
 import json
 from collections.abc import Iterator, Mapping

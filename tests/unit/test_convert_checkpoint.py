@@ -126,7 +126,7 @@ def test_a_kill_before_the_first_file_and_before_the_name_lose_nothing(tiny_mode
     with mock.patch("rest_megatron.checkpoint.durable.os.rename", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
             make(tiny_model(), tmp_path / "out", HUGGING_FACE)
-    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == [".journal.json.tmp"]
+    assert sorted(path.name for path in (tmp_path / "out.partial").iterdir()) == [".journal.json.tmp", ".lock"]
     with mock.patch("rest_megatron.checkpoint.partial.Partial.complete", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
             make(tiny_model(), tmp_path / "out", HUGGING_FACE)
@@ -181,7 +181,7 @@ def test_nothing_is_overwritten(tiny_model, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["other.partial", "out", "thesis.txt", "thesis.txt"]
 
 
-@pytest.mark.parametrize("change", ["dtype", "input", "kind"])
+@pytest.mark.parametrize("change", ["dtype", "input", "tokenizer", "kind"])
 def test_what_another_conversion_left_is_refused(tiny_model, tmp_path, change):
     source = shutil.copytree(tiny_model(), tmp_path / "model")
     with mock.patch("rest_megatron.checkpoint.convert.write_companions", side_effect=KeyboardInterrupt):
@@ -189,6 +189,8 @@ def test_what_another_conversion_left_is_refused(tiny_model, tmp_path, change):
             make(source, tmp_path / "out", HUGGING_FACE)
     if change == "input":
         os.utime(source / "model.safetensors", (1, 1))
+    if change == "tokenizer":
+        (source / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="left by a conversion of something else"):
         kind = MEGATRON if change == "kind" else HUGGING_FACE
         make(source, tmp_path / "out", kind, dtype=torch.bfloat16 if change == "dtype" else None)

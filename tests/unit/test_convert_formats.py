@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from rest_megatron.checkpoint.compare import compare, max_difference, same_bits
+from rest_megatron.checkpoint.compare import compare, max_difference
 from rest_megatron.checkpoint.manifest import read_manifest
 from rest_megatron.checkpoint.megatron_format import MegatronWeights, parameters, read_parameter
 from rest_megatron.checkpoint.meter import Meter, size_text
 from rest_megatron.checkpoint.output_file import OutputFile
-from rest_megatron.checkpoint.tensor_file import Spec, read_header, read_tensor, write_tensors
+from rest_megatron.checkpoint.tensor_file import Spec, read_header, read_tensor, same_bits, write_tensors
 from rest_megatron.checkpoint.weights import open_huggingface, open_state
 from rest_megatron.errors import CheckpointError
 from tests.unit.step_directory import make_step

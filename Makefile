@@ -41,9 +41,10 @@ test: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels & interpreted=$$!; \
 	    $(BIN)/python -m pytest tests/aot && wait $$interpreted
 
-# Every kill, signal and broken file, the slow ones too; `make test` has the fast ones.
+# Every kill, signal, broken file and layout, the slow ones too; `make test` has the fast ones.
 test-faults: $(READY)
-	$(BIN)/python -m pytest tests/faults --slow
+	$(BIN)/python -m pytest --slow tests/faults tests/distributed/test_resume.py tests/distributed/test_store.py \
+	    tests/distributed/test_polls.py tests/distributed/test_convert.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

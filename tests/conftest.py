@@ -7,6 +7,19 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+SLOW = "--slow"
+
+
+def pytest_addoption(parser):
+    parser.addoption(SLOW, action="store_true", help="also the long tests, see `make test-faults`")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption(SLOW):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=f"takes minutes in all; run it with {SLOW}"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What the gloo workers run to test importance correction: its gradient, its mini-batches, its metrics."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,7 @@ from rest_megatron.batch import Batch, MiniBatch
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.launch import Launch
+from rest_megatron.nonfinite import SkipBudget
 from rest_megatron.observe.mismatch import mismatch_metrics
 from rest_megatron.updating import loss_inputs, update
 from tests.distributed.cases import Layout, make_config, named, share, start
@@ -34,14 +36,14 @@ class GradientOnly:
     def ref_log_probs(self, trajectories) -> None:
         """No KL term."""
 
-    def update(self, trajectories, streams) -> Update:
+    def update(self, trajectories, streams, interruptible: bool) -> Update:
         actor = self.actor
         actor.policy.train()
         actor.zero.begin()
         actor.run(trajectories, partial(actor.policy_loss, streams), forward_only=False)
         actor.zero.reduce()
         self.gradients = named(actor, self.parallel, safe_get_full_grad)
-        return Update({}, torch.zeros_like(streams.old_log_probs))
+        return Update({"actor/grad_norm": 1.0}, torch.zeros_like(streams.old_log_probs))
 
 
 def make_batch(answers: Answers, rollout_log_probs: Tensor, mini_batches: list[MiniBatch]) -> Batch:
@@ -53,6 +55,11 @@ def make_batch(answers: Answers, rollout_log_probs: Tensor, mini_batches: list[M
     return Batch(
         answers.trajectories, count, count, answers.advantages, regions, sequence_index, rollout_log_probs, mini_batches
     )
+
+
+def skips(parallel: Parallel) -> SkipBudget:
+    """A budget that is not used up here."""
+    return SkipBudget(1, Path(tempfile.mkdtemp()), parallel)
 
 
 def corrected_gradient(
@@ -71,7 +78,8 @@ def corrected_gradient(
     batch = make_batch(ours, engine, [whole])
     recorder = GradientOnly(actor, parallel)
     session = SimpleNamespace(config=config, parallel=parallel, actor=recorder)
-    update(session, batch, loss_inputs(session, batch, ours.old_log_probs, ours.loss_weights))
+    inputs = loss_inputs(session, batch, ours.old_log_probs, ours.loss_weights)
+    update(session, batch, inputs, skips(parallel), step=1)
     return {"gradients": recorder.gradients}
 
 
@@ -91,7 +99,7 @@ def masked_mini_batch(launch: Launch, model: Path, layout: Layout, answers: Answ
     batch = make_batch(ours, engine, parts)
     session = SimpleNamespace(config=config, parallel=parallel, actor=actor)
     inputs = loss_inputs(session, batch, old, ours.loss_weights)
-    log_probs, metrics = update(session, batch, inputs)
+    log_probs, metrics = update(session, batch, inputs, skips(parallel), step=1)
     return {
         "old": old,
         "log_probs": log_probs,
@@ -114,7 +122,7 @@ def spoiled(launch: Launch, model: Path, layout: Layout, answers: Answers, weigh
     whole = MiniBatch(slice(0, len(ours.trajectories)), slice(0, len(old)), len(answers.trajectories))
     session = SimpleNamespace(config=config, parallel=parallel, actor=actor)
     batch = make_batch(ours, engine, [whole])
-    update(session, batch, loss_inputs(session, batch, old, weights))
+    update(session, batch, loss_inputs(session, batch, old, weights), skips(parallel), step=1)
     return actor.version
 
 

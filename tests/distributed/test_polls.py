@@ -128,7 +128,8 @@ def reference(pool, tiny_model, answers):
 
 @pytest.mark.parametrize(
     "layout, dtype, measure",
-    [(*case, False) for case in UPDATES] + [(*case, True) for case in UPDATES[2:5:2]],
+    [pytest.param(*case, False, marks=[pytest.mark.slow] if i in (1, 3) else []) for i, case in enumerate(UPDATES)]
+    + [(*case, True) for case in UPDATES[2:5:2]],
     ids=lambda value: str(value),
 )
 def test_an_update_that_is_broken_off_changes_nothing(pool, tiny_model, answers, reference, layout, dtype, measure):

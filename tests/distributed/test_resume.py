@@ -67,7 +67,10 @@ def same(ours: dict, theirs: dict) -> None:
             assert ours[part] == theirs[part], part
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+SLOW = ("one", "tp2", "dp2", "pp2, tied")
+
+
+@pytest.mark.parametrize("layout", [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in LAYOUTS])
 def test_stopped_twice_and_resumed_equals_the_unbroken_run_bit_for_bit(pool, tmp_path, layout):
     world, words = LAYOUTS[layout]
     looks = pool.run(ran, world, "train", arguments(tmp_path, "straight", *words), SeededEngine)[0]
@@ -81,7 +84,7 @@ def test_wherever_it_is_stopped_the_run_ends_alike(pool, tmp_path):
     looks = pool.run(ran, 1, "train", arguments(tmp_path, "straight", *words), None)[0]
     expected = outcome(tmp_path / "straight", 2)
     assert looks > 20
-    for stop in range(1, looks, max(1, looks // 12)):
+    for stop in range(1, looks, max(1, looks // 8)):
         broken = arguments(tmp_path, f"broken-{stop}", *words)
         assert until_done(pool, 1, broken, None, (stop,)) == 1
         same(outcome(tmp_path / f"broken-{stop}", 2), expected)
@@ -96,7 +99,13 @@ def test_a_run_that_is_stopped_ever_again_gets_on_and_ends_alike(pool, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("tp2", "one"), ("one", "pp2, tied"), ("tp2 pp2", "dp2"), ("dp2", "tp2")]
+    ("first", "second"),
+    [
+        pytest.param("tp2", "one", marks=pytest.mark.slow),
+        ("one", "pp2, tied"),
+        pytest.param("tp2 pp2", "dp2", marks=pytest.mark.slow),
+        ("dp2", "tp2"),
+    ],
 )
 def test_on_another_layout_the_metrics_go_on_within_rounding(pool, tmp_path, first, second):
     words = arguments(tmp_path, "broken")

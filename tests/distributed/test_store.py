@@ -33,9 +33,15 @@ CASES = [
     (False, "float32", Layout(tp=2, dp=2, deepspeed=OFFLOAD), [Layout(tp=2, dp=2, deepspeed=OFFLOAD), Layout()]),
 ]
 PAIRS = [
-    pytest.param(number, layout, id=f"{'tied' if tied else 'untied'}-{dtype}-{source}-to-{layout}")
+    pytest.param(
+        number,
+        layout,
+        id=f"{'tied' if tied else 'untied'}-{dtype}-{source}-to-{layout}",
+        # Every pair is tested with --slow; else each source on its own layout and on one more.
+        marks=[pytest.mark.slow] if place > 1 else [],
+    )
     for number, (tied, dtype, source, layouts) in enumerate(CASES)
-    for layout in layouts
+    for place, layout in enumerate(layouts)
 ]
 # Of the two losses that follow. bfloat16 rounds each layout's partial sums on their own.
 LOSS = {"float32": 1e-6, "bfloat16": 1e-3}

@@ -10,24 +10,6 @@ from tests.distributed.test_dialogue import make_talkative_run
 from tests.faults.jobs import Job
 from tests.faults.task import REWARDS, Task, make_task, outcome, small
 
-OPTION = "--slow"
-
-
-def pytest_addoption(parser):
-    parser.addoption(OPTION, action="store_true", help="also the long tests of faults, see `make test-faults`")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", f"slow: takes minutes; skipped without {OPTION}")
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption(OPTION, False):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason=f"takes minutes; run it with {OPTION}"))
-
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory) -> list[str]:

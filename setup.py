@@ -46,7 +46,7 @@ setup(
         "rest_megatron.data": ["templates/*.jinja"],
         "rest_megatron.data.convert": ["*.txt"],
         # No package: vLLM's server imports the file by itself.
-        "rest_megatron.rollout": ["vllm_worker/*.py"],
+        "rest_megatron.rollout.vllm": ["worker/*.py"],
     },
     package_dir={"rest_kernels": "kernels/rest_kernels"},
     install_requires=REQUIRED,

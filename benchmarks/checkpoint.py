@@ -29,11 +29,11 @@ from benchmarks.kernels import package_version, positive
 from benchmarks.rollout import PACKAGES, free_port
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory
-from rest_megatron.actor.parallel import initialize, shutdown
-from rest_megatron.checkpoint.hf import RandomWeights
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RunConfig
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import initialize, shutdown
+from rest_megatron.model.huggingface import RandomWeights
 
 LAYERS = 4
 

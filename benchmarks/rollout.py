@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.floors import hardware_name
 from benchmarks.kernels import package_version, positive
-from rest_megatron.actor.model import Policy
-from rest_megatron.actor.parallel import initialize, shutdown
-from rest_megatron.checkpoint.hf import Safetensors, load_weights
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RolloutConfig, RunConfig
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import initialize, shutdown
+from rest_megatron.model.huggingface import Safetensors, load_weights
+from rest_megatron.model.model import Policy
 from rest_megatron.rollout.sampler import Sampler
 
 PROMPT_TOKENS = (16, 64)  # shortest and longest

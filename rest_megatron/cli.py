@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from rest_megatron.commands.arguments import FILE_COMMANDS, read_file_arguments
 from rest_megatron.config import describe, dump, load
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, check_settings
 from rest_megatron.config.schema import Config
+from rest_megatron.distributed.failure import report
+from rest_megatron.distributed.launch import Launch, detect
 from rest_megatron.errors import ConfigError, RestError
-from rest_megatron.failure import report
-from rest_megatron.files import FILE_COMMANDS, read_file_arguments
-from rest_megatron.launch import Launch, detect
-from rest_megatron.quiet import quiet_libraries
+from rest_megatron.utils.quiet import quiet_libraries
 
 USAGE = """\
 usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
@@ -65,8 +65,6 @@ COMMANDS = (
     "print-config",
     "print-server",
 )
-# Where a command's module cannot have its name: rest_megatron.rollout holds the engines.
-MODULES = {"rollout": "generate"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,10 +139,10 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
         if launch.rank == 0:
             import_module("rest_megatron.commands.print_server").main(config, sys.stdout)
     elif arguments.command == "check":
-        from rest_megatron import preflight
+        from rest_megatron.commands import check
 
         if launch.rank == 0:
-            preflight.main(config, arguments.world_size, sys.stdout)
+            check.main(config, arguments.world_size, sys.stdout)
     else:
         check_run(config, launch.world_size)
         check_data_files(config, "sft" if arguments.command == "sft" else "train")
@@ -155,7 +153,9 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
 def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-    import_module(f"rest_megatron.{MODULES.get(command, command)}").main(config, launch)
+    import_module("rest_megatron.train" if command == "train" else f"rest_megatron.commands.{command}").main(
+        config, launch
+    )
 
 
 def _write(text: str, launch: Launch) -> None:

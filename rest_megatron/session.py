@@ -10,28 +10,28 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.model import check_supported
-from rest_megatron.actor.parallel import Parallel, choose_device, initialize, shutdown
-from rest_megatron.checkpoint.hf import weight_source
+from rest_megatron.checkpoint.resume import Resumed, Saved, find_checkpoint, finished_steps
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.template import read_template
+from rest_megatron.data.tokens import stop_token_ids, token_bytes
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel, choose_device, initialize, shutdown
+from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar
-from rest_megatron.launch import Launch
+from rest_megatron.model.huggingface import weight_source
+from rest_megatron.model.model import check_supported
 from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
 from rest_megatron.observe.progress import ProgressLine, open_progress
-from rest_megatron.resume import Resumed, Saved, find_checkpoint, finished_steps
 from rest_megatron.reward.judge import Judge, build_judge
-from rest_megatron.reward.reward import Reward, build_reward
+from rest_megatron.reward.presets import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
 from rest_megatron.rollout.dialogue import open_dialogues
 from rest_megatron.rollout.engine import RolloutEngine
-from rest_megatron.rollout.server import open_server
-from rest_megatron.run_dir import locked
-from rest_megatron.tokens import stop_token_ids, token_bytes
-from rest_megatron.watch import Watch
+from rest_megatron.rollout.vllm.server import open_server
+from rest_megatron.utils.lock import locked
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from rest_megatron.collecting import Experience, collect
+from rest_megatron.checkpoint.resume import Saved, write_finished
+from rest_megatron.commands.inputs import read_prompts
 from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.tokenizer import read_tokenizer
+from rest_megatron.distributed.launch import Launch
 from rest_megatron.evaluate.heldout import evaluate
-from rest_megatron.launch import Launch
 from rest_megatron.observe.metrics import EVALUATIONS, read_rows
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.report import final_table, write_report
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
-from rest_megatron.reading import read_prompts
-from rest_megatron.replay import DumpReader, open_replay
-from rest_megatron.resume import Saved, write_finished
-from rest_megatron.run_state import RunState, data_hash, new_state
-from rest_megatron.saving import NoSaver, Saver
-from rest_megatron.scoring import reward_metrics
+from rest_megatron.saver import NoSaver, Saver
 from rest_megatron.session import Session, open_session
-from rest_megatron.updating import (
+from rest_megatron.state import RunState, data_hash, new_state
+from rest_megatron.step.collect import Experience, collect
+from rest_megatron.step.replay import DumpReader, open_replay
+from rest_megatron.step.score import reward_metrics
+from rest_megatron.step.update import (
     gradient_variance_metrics,
     gradient_variances,
     loss_inputs,
@@ -34,7 +34,7 @@ from rest_megatron.updating import (
     token_vectors,
     update,
 )
-from rest_megatron.weighing import WeightState, weigh_experience
+from rest_megatron.step.weigh import WeightState, weigh_experience
 
 ENDINGS = {
     "off": "trained",

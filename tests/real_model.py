@@ -6,7 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+from tests.paths import SHARED
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

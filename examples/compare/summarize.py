@@ -16,7 +16,7 @@ from arms import ARMS, BASELINE, directory
 from matplotlib.figure import Figure
 from statistics_t import interval
 
-from rest_megatron.reward.score import parse_ground_truth, score
+from rest_megatron.reward.paper import parse_ground_truth, score
 
 MEASURES = {"exact": "exact answers", "total": "reward (highest 4)"}
 

@@ -16,14 +16,14 @@ from transformers import PreTrainedConfig
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
 from rest_megatron.actor.microbatch import MicroBatch, PolicyStreams, Trajectory, micro_batches, pack
-from rest_megatron.actor.model import DTYPES, Policy
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.actor.zero import ZeroEngine
-from rest_megatron.checkpoint.hf import WeightSource, export, load_weights
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import Preempted
-from rest_megatron.method.sequence_ratio import sequence_ppo_loss
+from rest_megatron.method.ratio import sequence_ppo_loss
+from rest_megatron.model.huggingface import WeightSource, export, load_weights
+from rest_megatron.model.model import DTYPES, Policy
 
 POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
 SUPERVISED_SUMS = ("loss", "num_tokens")

@@ -13,8 +13,8 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from rest_megatron.actor.model import Policy
-from rest_megatron.actor.parallel import Parallel
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.model.model import Policy
 
 
 def accumulated_gradient(optimizer, parameter: nn.Parameter) -> Tensor | None:

@@ -20,9 +20,9 @@ from rest_kernels import (
     vocab_parallel_ppo_loss,
 )
 from rest_megatron.actor.microbatch import IGNORE_INDEX
-from rest_megatron.actor.model import Policy
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import Config
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.model.model import Policy
 
 
 class Head:

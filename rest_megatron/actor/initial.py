@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rest_megatron.actor.model import Policy
+from rest_megatron.model.model import Policy
 
 
 class InitialWeights:

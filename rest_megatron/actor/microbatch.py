@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rest_megatron.actor.attention import PackedSequences
+from rest_megatron.model.attention import PackedSequences
 
 IGNORE_INDEX = -100
 

@@ -21,11 +21,11 @@ from rest_megatron.actor.gradients import (
     spoil_unless_finite,
     sum_replicated_gradients,
 )
-from rest_megatron.actor.model import Policy
 from rest_megatron.actor.optimizer_state import adam_step, set_adam_step
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import OptimConfig
-from rest_megatron.optional import has_apex
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.model.model import Policy
+from rest_megatron.utils.libraries import has_apex
 
 
 class ModelParallelUnit:

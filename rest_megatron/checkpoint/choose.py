@@ -4,8 +4,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rest_megatron.actor.parallel import Parallel
-from rest_megatron.checkpoint.durable import ASIDE, UNFINISHED, delete_directory, recover
 from rest_megatron.checkpoint.manifest import (
     Manifest,
     check_files,
@@ -14,7 +12,9 @@ from rest_megatron.checkpoint.manifest import (
     read_manifest,
     step_directories,
 )
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError
+from rest_megatron.utils.files import ASIDE, UNFINISHED, delete_directory, recover
 
 LATEST = "latest"
 

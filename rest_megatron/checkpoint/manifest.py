@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rest_megatron.checkpoint.durable import sync, write_durably
 from rest_megatron.errors import CheckpointError
+from rest_megatron.utils.files import sync, write_durably
 
 FORMAT = 1
 NAME = "manifest.json"

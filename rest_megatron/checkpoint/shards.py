@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.optimizer_state import KINDS, has_fragment, link_states, set_state, whole_state
-from rest_megatron.actor.parallel import Parallel
-from rest_megatron.checkpoint.durable import unwritable
-from rest_megatron.checkpoint.mapping import (
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.errors import CheckpointError
+from rest_megatron.model.mapping import (
     Mapped,
     Piece,
     expected_tensors,
@@ -31,7 +31,7 @@ from rest_megatron.checkpoint.mapping import (
     merge,
     split,
 )
-from rest_megatron.errors import CheckpointError
+from rest_megatron.utils.files import unwritable
 
 GROUP_BYTES = 2**30
 """What a rank reads, or writes into one file, at once; or one parameter that is larger."""

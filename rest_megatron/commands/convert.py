@@ -3,16 +3,16 @@
 import sys
 from typing import TextIO
 
-from rest_megatron.actor.model import DTYPES
-from rest_megatron.checkpoint.convert import Target, convert
-from rest_megatron.checkpoint.megatron_format import MegatronWeights
-from rest_megatron.checkpoint.meter import metered, size_text
-from rest_megatron.checkpoint.opening import open_model
-from rest_megatron.checkpoint.recognise import HUGGING_FACE, MEGATRON, check_whole, recognise
-from rest_megatron.checkpoint.weights import in_dtype, total_bytes
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config.schema import Config
+from rest_megatron.convert.convert import Target, convert
+from rest_megatron.convert.megatron_format import MegatronWeights
+from rest_megatron.convert.meter import metered, size_text
+from rest_megatron.convert.opening import open_model
+from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON, check_whole, recognise
+from rest_megatron.convert.weights import in_dtype, total_bytes
 from rest_megatron.errors import ConfigError
-from rest_megatron.files import FileArguments
+from rest_megatron.model.model import DTYPES
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:

@@ -3,13 +3,13 @@
 import sys
 from typing import TextIO
 
-from rest_megatron.checkpoint.compare import compare
-from rest_megatron.checkpoint.meter import metered
-from rest_megatron.checkpoint.opening import open_pair
-from rest_megatron.checkpoint.recognise import check_whole, recognise
-from rest_megatron.checkpoint.weights import total_bytes
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config.schema import Config
-from rest_megatron.files import FileArguments
+from rest_megatron.convert.compare import compare
+from rest_megatron.convert.meter import metered
+from rest_megatron.convert.opening import open_pair
+from rest_megatron.convert.recognise import check_whole, recognise
+from rest_megatron.convert.weights import total_bytes
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:

@@ -3,16 +3,16 @@
 from itertools import islice
 from typing import TextIO
 
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.commands.rows import Fault, parse_lines
 from rest_megatron.config.schema import Config
-from rest_megatron.data.replace import replacing
 from rest_megatron.data.rows import BadRow
 from rest_megatron.data.tokenizer import load_tokenizer
+from rest_megatron.data.tokens import token_bytes
 from rest_megatron.errors import DataError
-from rest_megatron.files import FileArguments
 from rest_megatron.observe.heatmap import html_page, terminal_text
 from rest_megatron.observe.response import read_response
-from rest_megatron.tokens import token_bytes
+from rest_megatron.utils.replace import replacing
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:

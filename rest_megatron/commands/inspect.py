@@ -8,14 +8,14 @@ from typing import TextIO
 import torch
 
 from rest_megatron.checkpoint.manifest import Manifest, read_manifest
-from rest_megatron.checkpoint.meter import size_text
-from rest_megatron.checkpoint.opening import read_config
-from rest_megatron.checkpoint.recognise import HUGGING_FACE, STEP, Found, recognise
-from rest_megatron.checkpoint.tensor_file import Spec
-from rest_megatron.checkpoint.torch_dist import TorchDist
-from rest_megatron.checkpoint.weights import open_huggingface
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config.schema import Config
-from rest_megatron.files import FileArguments
+from rest_megatron.convert.meter import size_text
+from rest_megatron.convert.opening import read_config
+from rest_megatron.convert.recognise import HUGGING_FACE, STEP, Found, recognise
+from rest_megatron.convert.tensor_file import Spec
+from rest_megatron.convert.torch_dist import TorchDist
+from rest_megatron.convert.weights import open_huggingface
 
 WIDTH = 100  # of the JSON of one entry of the state
 

@@ -10,16 +10,16 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config.schema import Config
 from rest_megatron.data.chat import read_messages
 from rest_megatron.data.convert import SOURCES
 from rest_megatron.data.convert.render import native_row, rlla_row
 from rest_megatron.data.convert.steps import Step, steps, unusable
-from rest_megatron.data.replace import replacing
 from rest_megatron.data.rows import BadRow, as_object, first_faults, read_records, text
 from rest_megatron.errors import ConfigError, DataError
-from rest_megatron.files import FileArguments
-from rest_megatron.reward.score import parse_ground_truth, score
+from rest_megatron.reward.paper import parse_ground_truth, score
+from rest_megatron.utils.replace import replacing
 
 PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
 PAYLOAD = ("arguments", "parameters")

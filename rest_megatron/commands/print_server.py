@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from rest_megatron.config.check import read_model_config
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
-from rest_megatron.rollout.server_command import server_arguments, server_command, server_variables
+from rest_megatron.rollout.vllm.command import server_arguments, server_command, server_variables
 
 HTTP_PORT = 80
 

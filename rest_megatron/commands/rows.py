@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from rest_megatron.data.replace import replacing
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.data.rows import BadRow, as_object, describe, json_lines
 from rest_megatron.errors import DataError
-from rest_megatron.files import FileArguments
 from rest_megatron.grammar import Grammar
+from rest_megatron.utils.replace import replacing
 
 Parsed = TypeVar("Parsed")
 

@@ -2,12 +2,12 @@
 
 from typing import TextIO
 
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.commands.rows import process, read_think_open
 from rest_megatron.config.schema import Config
 from rest_megatron.data.rows import BadRow, describe, field
-from rest_megatron.files import FileArguments
 from rest_megatron.grammar import GRAMMARS
-from rest_megatron.reward.reward import build_reward
+from rest_megatron.reward.presets import build_reward
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rest_megatron.checkpoint.compare import nonfinite_tensors
 from rest_megatron.checkpoint.manifest import step_directories
-from rest_megatron.checkpoint.meter import metered
-from rest_megatron.checkpoint.opening import open_model
-from rest_megatron.checkpoint.recognise import CHECKPOINTS, STEP, check_whole, recognise
-from rest_megatron.checkpoint.weights import total_bytes
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config.schema import Config
+from rest_megatron.convert.compare import nonfinite_tensors
+from rest_megatron.convert.meter import metered
+from rest_megatron.convert.opening import open_model
+from rest_megatron.convert.recognise import CHECKPOINTS, STEP, check_whole, recognise
+from rest_megatron.convert.weights import total_bytes
 from rest_megatron.errors import CheckpointError
-from rest_megatron.files import FileArguments
 
 
 def main(config: Config, files: FileArguments, stream: TextIO) -> None:

@@ -17,13 +17,14 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from rest_megatron.answers import think_open, turns
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
+from rest_megatron.data.answers import think_open, turns
 from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
-from rest_megatron.files import FileArguments
+from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
@@ -31,7 +32,6 @@ from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import READ_BY_RULE, region_sums, token_statistic, token_weights
 from rest_megatron.observe.response import read_mask
-from rest_megatron.tokens import stop_token_ids, token_bytes
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
 BOUNDS = {"entropy": (-1e-4, 50.0), "collision": (0.0, 1.0 + 1e-4), "hidden_norm_squared": (0.0, 3.4e38)}

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.template import FIX, Message, check_template
+from rest_megatron.data.tokens import stop_token_ids
 from rest_megatron.errors import DataError
-from rest_megatron.tokens import stop_token_ids
 
 _ANSWER = "The tool knows."
 _DIALOGUE: tuple[Message, ...] = (

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 
 from rest_megatron.config.schema import AlarmsConfig
-from rest_megatron.reward.score import ACCURACY_PARTS
+from rest_megatron.reward.paper import ACCURACY_PARTS
 
 SHORT, HACKING, MISMATCH = "short_answers", "format_hacking", "mismatch"
 LENGTH = ("rollout/length",)

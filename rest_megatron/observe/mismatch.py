@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rest_megatron.batch import Batch
-from rest_megatron.collecting import Experience
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.method.importance import masked_answers, token_mismatch
+from rest_megatron.step.batch import Batch
+from rest_megatron.step.collect import Experience
 
 
 def version_metrics(experience: Experience, version: int) -> dict[str, float]:

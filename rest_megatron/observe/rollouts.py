@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TextIO
 
-from rest_megatron.answers import answer_bytes, think_open
-from rest_megatron.collecting import Experience
+from rest_megatron.data.answers import answer_bytes, think_open
 from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import zero_variance_groups
 from rest_megatron.method.regions import Region
-from rest_megatron.reward.score import Score
+from rest_megatron.reward.paper import Score
 from rest_megatron.rollout.engine import Sample
+from rest_megatron.step.collect import Experience
 
 
 def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
@@ -55,7 +55,7 @@ def dump_rollouts(
 def experience_rows(
     experience: Experience, token_table: Sequence[bytes], vectors: Mapping[int, Mapping[str, list]]
 ) -> Iterator[dict]:
-    """One row per answer of a step, which hold all that a replay needs (`rest_megatron.replay`).
+    """One row per answer of a step, which hold all that a replay needs (`rest_megatron.step.replay`).
 
     vectors: what is known of each sampled token of an answer, by the answer's number; nothing for one not trained on.
     """

@@ -15,7 +15,7 @@ import httpx
 from rest_megatron.config.method import RewardConfig
 from rest_megatron.config.redact import redact
 from rest_megatron.errors import ConfigError
-from rest_megatron.waiting import gather, unasked
+from rest_megatron.utils.waiting import gather, unasked
 
 API_KEY = "OPENAI_API_KEY"  # the environment variable that holds the key
 MAX_REPLY_BYTES = 1 << 20

@@ -7,7 +7,7 @@ a perfect answer's reward moves from b_a to b_f. At the end of the run accuracy 
 """
 
 from rest_megatron.grammar import TOOLRL, Grammar
-from rest_megatron.reward.score import GroundTruth, Score, check_progress, measure
+from rest_megatron.reward.paper import GroundTruth, Score, check_progress, measure
 
 
 def poster_score(

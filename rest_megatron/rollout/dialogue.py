@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import Config, RolloutConfig
 from rest_megatron.data.template import Message
+from rest_megatron.data.tokens import decode
 from rest_megatron.data.turns import Turns, read_turns
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.environment.tools import Question, Tools, load_tools
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.engine import RolloutEngine, Sample
-from rest_megatron.rollout.tools import Question, Tools, load_tools
-from rest_megatron.tokens import decode
 
 # Between the seeds of two turns; those of steps and refills differ by other primes.
 TURN_SEED = 15_485_863

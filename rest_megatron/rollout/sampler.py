@@ -13,12 +13,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from rest_megatron.actor.attention import CoreAttention, KeyValueCache
 from rest_megatron.actor.microbatch import deal
-from rest_megatron.actor.model import Policy
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.model.attention import CoreAttention, KeyValueCache
+from rest_megatron.model.model import Policy
 from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
 from rest_megatron.rollout.engine import Sample
 

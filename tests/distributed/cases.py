@@ -11,11 +11,6 @@ from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.microbatch import Trajectory, deal
-from rest_megatron.actor.model import DTYPES
-from rest_megatron.actor.parallel import Parallel, choose_device, initialize
-from rest_megatron.checkpoint.hf import weight_source
-from rest_megatron.checkpoint.mapping import mapped_parameters
-from rest_megatron.checkpoint.stage import gather_tensors
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -27,7 +22,12 @@ from rest_megatron.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
+from rest_megatron.model.gather import gather_tensors
+from rest_megatron.model.huggingface import weight_source
+from rest_megatron.model.mapping import mapped_parameters
+from rest_megatron.model.model import DTYPES
 from rest_megatron.rollout.sampler import Sampler
 from tests.tiny import Answers
 

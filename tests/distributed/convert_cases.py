@@ -13,13 +13,13 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from rest_megatron.actor.model import Policy
-from rest_megatron.actor.parallel import initialize
-from rest_megatron.checkpoint.hf import write_companions
-from rest_megatron.checkpoint.mapping import mapped_parameters
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.checkpoint import CheckpointConfig
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import initialize
+from rest_megatron.model.huggingface import write_companions
+from rest_megatron.model.mapping import mapped_parameters
+from rest_megatron.model.model import Policy
 from tests.distributed.cases import Layout, make_config, share, start
 from tests.distributed.export_cases import loaded
 from tests.tiny import Answers

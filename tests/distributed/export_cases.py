@@ -8,13 +8,14 @@ from unittest import mock
 import torch
 from transformers import AutoConfig
 
-from rest_megatron.actor.model import DTYPES, Policy
-from rest_megatron.actor.parallel import Parallel, initialize
-from rest_megatron.checkpoint import hf, stage
-from rest_megatron.checkpoint.hf import RandomWeights, Safetensors, export, load_weights
 from rest_megatron.config.schema import Config
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel, initialize
 from rest_megatron.errors import CheckpointError
-from rest_megatron.launch import Launch
+from rest_megatron.model import gather as stage
+from rest_megatron.model import huggingface as hf
+from rest_megatron.model.huggingface import RandomWeights, Safetensors, export, load_weights
+from rest_megatron.model.model import DTYPES, Policy
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rest_megatron.rollout.client import Address
+from rest_megatron.rollout.vllm.client import Address
 from tests.distributed.fake_faults import BAD_REPLIES, Fault
 from tests.distributed.fake_http import Cut, Died, Failed, Handler, Listener
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from rest_megatron.actor.actor import Actor, Update
 from rest_megatron.actor.microbatch import deal
-from rest_megatron.actor.parallel import Parallel, choose_device, initialize
-from rest_megatron.batch import Batch, MiniBatch
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.config.schema import ParallelConfig
-from rest_megatron.launch import Launch
-from rest_megatron.nonfinite import SkipBudget
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
 from rest_megatron.observe.mismatch import mismatch_metrics
-from rest_megatron.updating import loss_inputs, update
+from rest_megatron.step.batch import Batch, MiniBatch
+from rest_megatron.step.nonfinite import SkipBudget
+from rest_megatron.step.update import loss_inputs, update
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
 

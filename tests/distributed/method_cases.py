@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.actor.variance import gradient_variance
-from rest_megatron.batch import make_batch
 from rest_megatron.config import load
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.grammar import TOOLRL
-from rest_megatron.launch import Launch
 from rest_megatron.rollout.engine import Sample
-from rest_megatron.weighing import WeightState, weigh
+from rest_megatron.step.batch import make_batch
+from rest_megatron.step.weigh import WeightState, weigh
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import VOCAB, Answers
 

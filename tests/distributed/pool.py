@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
 
 
 class WorkerPool:
@@ -87,7 +87,7 @@ def _clean_up() -> None:
     """
     from deepspeed import DeepSpeedEngine
 
-    from rest_megatron.actor.parallel import shutdown
+    from rest_megatron.distributed.parallel import shutdown
 
     engines = [thing for thing in gc.get_objects() if type(thing) is DeepSpeedEngine]
     while engines:

@@ -7,14 +7,15 @@ from unittest import mock
 
 from safetensors import safe_open
 
-from rest_megatron import session, sft, train
+from rest_megatron import session, train
+from rest_megatron.commands import sft
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run, check_run_dir
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import Preempted
-from rest_megatron.launch import Launch
 from rest_megatron.rollout import build
 from rest_megatron.rollout.engine import Sample
-from rest_megatron.watch import Watch
 from tests.distributed.training_cases import ScriptedEngine, read_metrics
 
 

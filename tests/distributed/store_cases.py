@@ -12,13 +12,13 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.optimizer_state import MOMENTS, link_states
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.checkpoint import shards, store
-from rest_megatron.checkpoint.mapping import mapped_parameters
 from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.checkpoint import CheckpointConfig
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.model.mapping import mapped_parameters
 from tests.distributed.cases import (
     Layout,
     make_config,

@@ -11,8 +11,8 @@ from unittest import mock
 import torch.distributed as dist
 
 from rest_megatron.checkpoint.choose import newest
+from rest_megatron.distributed.launch import Launch
 from rest_megatron.errors import CheckpointError
-from rest_megatron.launch import Launch
 from tests.distributed.cases import Layout
 from tests.distributed.store_cases import opened
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from rest_megatron.data.tokens import token_bytes
 from rest_megatron.observe.response import read_response
 from rest_megatron.rollout.sampler import Sampler
-from rest_megatron.tokens import token_bytes
 from tests.distributed.test_training import CUT, same
 from tests.distributed.training_cases import ran, read_metrics
 from tests.system.runs import make_run

@@ -5,10 +5,10 @@ import time
 import pytest
 import torch
 
-from rest_megatron.actor.parallel import initialize
 from rest_megatron.config.schema import ParallelConfig
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import initialize
 from rest_megatron.errors import DataError, RestError
-from rest_megatron.launch import Launch
 
 
 def outcomes(launch: Launch) -> tuple:

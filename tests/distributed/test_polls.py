@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rest_megatron.actor.stop import wait_for
 from rest_megatron.config.schema import RolloutConfig
-from rest_megatron.watch import Watch
+from rest_megatron.distributed.stop import wait_for
+from rest_megatron.distributed.watch import Watch
 from tests.distributed.cases import Layout
 from tests.distributed.fake_faults import Fault
 from tests.distributed.poll_cases import (

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from rest_megatron.actor.parallel import Parallel
 from rest_megatron.checkpoint.choose import newest
+from rest_megatron.distributed.parallel import Parallel
 from tests.distributed import store_fault_cases as cases
 from tests.distributed.cases import Layout
 from tests.distributed.pool import WorkerPool

@@ -1,16 +1,15 @@
 """Whole training runs: every method of the examples gives the same numbers on TP 2 x PP 2 as on one process."""
 
 import json
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
 from tests.distributed.training_cases import ScriptedEngine, asked, ran, read_metrics
+from tests.paths import EXAMPLES
 from tests.system.runs import make_run
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 METHODS = sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])
 SETTINGS = [
     "reward.overlong_buffer=8",

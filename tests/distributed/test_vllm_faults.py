@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.delivery import Delivery
-from rest_megatron.rollout.replies import prompt_seed
+from rest_megatron.rollout.vllm.delivery import Delivery
+from rest_megatron.rollout.vllm.replies import prompt_seed
 from tests.distributed.cases import Layout
 from tests.distributed.fake_faults import BAD_REPLIES, Fault
 from tests.distributed.fake_vllm import FAULT_TEXT, FakeServer, FakeVLLM

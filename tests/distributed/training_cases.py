@@ -9,13 +9,16 @@ from unittest import mock
 
 from transformers import AutoTokenizer
 
-from rest_megatron import generate, profile, session, train
+from rest_megatron import session, train
 from rest_megatron.actor.actor import Actor
+from rest_megatron.commands import profile
+from rest_megatron.commands import rollout as generate
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
-from rest_megatron.launch import Launch
+from rest_megatron.distributed.launch import Launch
 from rest_megatron.rollout import build
 from rest_megatron.rollout.engine import Sample
+from tests.paths import MODEL
 from tests.system.runs import metrics
 
 CALL = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "%s"}}\n</tool_call>'
@@ -32,7 +35,7 @@ class ScriptedEngine:
     """A rollout engine that says what it was told, the n-th answer of all it ever gave from a fixed cycle."""
 
     def __init__(self, policy, parallel, config, stop_token_ids):
-        tokenizer = AutoTokenizer.from_pretrained(Path(__file__).resolve().parents[2] / "examples/quickstart/model")
+        tokenizer = AutoTokenizer.from_pretrained(MODEL)
         self.answers = [(*tokenizer.encode(text, add_special_tokens=False), stop_token_ids[0]) for text in ANSWERS]
         self.uniform = -math.log(len(tokenizer))
         self.given = 0

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.parallel import Parallel
-from rest_megatron.checkpoint import stage
 from rest_megatron.config.schema import Config, RolloutConfig
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import RestError
-from rest_megatron.launch import Launch
-from rest_megatron.rollout import sync
-from rest_megatron.rollout.vllm import VLLMEngine
+from rest_megatron.model import gather as stage
+from rest_megatron.rollout.vllm import publisher as sync
+from rest_megatron.rollout.vllm.engine import VLLMEngine
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.distributed.fake_faults import Fault
 from tests.distributed.fake_vllm import FakeServer, FakeVLLM

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rest_megatron.checkpoint.manifest import file_entry, read_manifest, write_manifest
-from rest_megatron.saving import EXPERIENCE
+from rest_megatron.saver import EXPERIENCE
 from tests.faults.task import Task
 
 

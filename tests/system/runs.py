@@ -9,7 +9,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, Qwen3Config
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
+from tests.paths import MODEL
 
-MODEL = Path(__file__).resolve().parents[2] / "examples/quickstart/model"
 CALL = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "Monday"}}\n</tool_call>'
 
 
@@ -69,8 +69,8 @@ def test_prepare_makes_rows_that_training_reads(tmp_path, capsys):
     rows = tmp_path / "rows.parquet"
     assert main(["prepare", f"input={path}", f"output={rows}", "source=xlam"], {}) == 0
     words = [f"data.train={rows}", f"model.path={MODEL}", "data.max_prompt_tokens=4096", f"run.dir={tmp_path / 'run'}"]
+    from rest_megatron.commands.inputs import read_prompts
     from rest_megatron.config import load
-    from rest_megatron.reading import read_prompts
 
     (prompt,) = read_prompts(load((), words), AutoTokenizer.from_pretrained(MODEL), str(rows))
     assert '"day": "Monday"' in prompt.ground_truth and "wake me on Monday" in prompt.messages[-1]["content"]

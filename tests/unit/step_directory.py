@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from rest_megatron.checkpoint.hf import write_companions
 from rest_megatron.checkpoint.manifest import Manifest, file_entry, write_manifest
+from rest_megatron.model.huggingface import write_companions
 
 
 def make_step(directory: Path, model: Path, step: int = 3, dtype: str = "bfloat16") -> Path:

@@ -7,19 +7,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import rest_megatron
-from rest_megatron import cli, failure
+from rest_megatron import cli
 from rest_megatron.config import describe, load
+from rest_megatron.distributed import failure
+from rest_megatron.distributed.launch import Launch
 from rest_megatron.errors import CheckpointError, ConfigError, DataError
-from rest_megatron.launch import Launch
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
     "model_type": "qwen3",
     "num_attention_heads": 4,

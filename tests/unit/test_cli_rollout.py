@@ -17,7 +17,7 @@ def calls(monkeypatch):
     """The configurations that `rollout` was run with; its program is a stand-in."""
     found = []
     program = SimpleNamespace(main=lambda config, launch: found.append(config))
-    monkeypatch.setitem(sys.modules, "rest_megatron.generate", program)
+    monkeypatch.setitem(sys.modules, "rest_megatron.commands.rollout", program)
     monkeypatch.setattr(rest_megatron, "generate", program, raising=False)
     return found
 

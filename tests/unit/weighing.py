@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rest_megatron.commands import weigh
+from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.config import load
-from rest_megatron.files import FileArguments
 
 # With one token per byte.
 PARTS = [

@@ -30,8 +30,8 @@ def serve(vllm_python, tiny_model, tmp_path_factory):
     import torch
 
     from rest_megatron.config.check import read_model_config
-    from rest_megatron.rollout.server_command import server_arguments, server_environment
-    from rest_megatron.rollout.spawned import SpawnedServer
+    from rest_megatron.rollout.vllm.command import server_arguments, server_environment
+    from rest_megatron.rollout.vllm.spawned import SpawnedServer
     from tests.system.runs import TOKENIZER, environment
     from tests.vllm.cases import server_config
 

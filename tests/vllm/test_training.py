@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.client import Address, Client, Request
-from rest_megatron.rollout.keeper import descendants
+from rest_megatron.rollout.vllm.client import Address, Client, Request
+from rest_megatron.rollout.vllm.keeper import descendants
 from tests.system.runs import environment, free_port, make_run, metrics, program, run, torchrun
 
 pytestmark = pytest.mark.vllm

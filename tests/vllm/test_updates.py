@@ -8,10 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.attached import AttachedServer
-from rest_megatron.rollout.client import Client
-from rest_megatron.rollout.delivery import Delivery
-from rest_megatron.rollout.sync import describe_file
+from rest_megatron.rollout.vllm.attached import AttachedServer
+from rest_megatron.rollout.vllm.client import Client
+from rest_megatron.rollout.vllm.delivery import Delivery
+from rest_megatron.rollout.vllm.publisher import describe_file
 from tests.distributed.cases import Layout
 from tests.vllm.cases import GROUP_SIZE, PROMPTS, SECONDS, Kind, differences, rollout_config, sample, two_updates
 

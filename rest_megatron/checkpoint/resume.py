@@ -1,0 +1,111 @@
+"""Where a run goes on from: a checkpoint of run.dir, or one that is named, whole and of the same run."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rest_megatron.checkpoint.choose import newest, verify
+from rest_megatron.checkpoint.manifest import Manifest, step_directories
+from rest_megatron.config.changes import check_unchanged
+from rest_megatron.config.refuse import refuse
+from rest_megatron.config.schema import Config
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.errors import CheckpointError, ConfigError
+
+CHECKPOINTS = "checkpoints"
+FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a command saves its checkpoints as."""
+
+    command: str
+    """train or sft."""
+    data: str
+    """`run_state.data_hash` of what is trained on."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from."""
+
+    directory: Path
+    manifest: Manifest
+    is_own: bool
+    """Whether it is one of run.dir, whose metrics go on; another run's begin anew."""
+
+    @property
+    def loop(self) -> dict[str, Any]:
+        """What the training loop had saved."""
+        return self.manifest.state["train"]
+
+
+def find_checkpoint(config: Config, saved: Saved, parallel: Parallel, say: Callable[[str], None]) -> Resumed | None:
+    """The checkpoint to go on from, verified; None: the run starts anew. Collective.
+
+    say: shows what was skipped, and why.
+    Raises CheckpointError when there are checkpoints but none is whole, or what is named is none; ConfigError when
+    data or keys that shape the training differ, the run has finished, or another one of its checkpoints is named.
+    """
+    wanted = config.checkpoint.resume
+    if wanted == "never":
+        return None
+    own = Path(config.run.dir) / CHECKPOINTS
+    found = newest(own, parallel, say)
+    if found is not None:
+        resumed = Resumed(*found, is_own=True)
+        named = Path(wanted).resolve()
+        if wanted != "auto" and named.parent == own.resolve() and named != resumed.directory.resolve():
+            rule = f"is not the newest checkpoint of run.dir={config.run.dir}, which is {resumed.directory.name}"
+            refuse(config, "checkpoint.resume", rule, "Choose another run.dir for what is to start there")
+    elif step_directories(own):
+        raise CheckpointError(
+            f"{own} holds checkpoints, but none of them is whole (see above). Copy one from a backup, or start anew in "
+            "another run.dir"
+        )
+    elif wanted == "auto":
+        return None
+    else:
+        resumed = Resumed(Path(wanted), verify(Path(wanted), parallel), is_own=False)
+    _check(config, saved, resumed)
+    return resumed
+
+
+def _check(config: Config, saved: Saved, resumed: Resumed) -> None:
+    """Raise ConfigError unless the run may go on from there."""
+    loop, where, command = resumed.loop, str(resumed.directory), saved.command
+    if loop["command"] != command:
+        raise ConfigError(
+            f"{where} was saved by the command {loop['command']}, and this is {command}. Choose another run.dir"
+        )
+    check_unchanged(config, command, loop["config"], where)
+    if loop["data"] != saved.data and not config.checkpoint.allow_changes:
+        rule = f"gives other rows than those that {where} was trained on (their hashes differ)"
+        fix = "Restore the file, tokenizer and chat template, or allow it with checkpoint.allow_changes=true"
+        refuse(config, "data.train" if command == "train" else "sft.data", rule, fix)
+    steps = getattr(config, command).steps
+    if loop["step"] > steps:
+        rule = f"is less than the {loop['step']} steps after which {where} was saved"
+        refuse(config, f"{command}.steps", rule, "Raise it, or start from an earlier checkpoint in another run.dir")
+    if resumed.is_own and loop["step"] == finished_steps(config, command) == steps:
+        raise ConfigError(
+            f"run.dir={config.run.dir} holds a finished run: step {steps} of {command}.steps={steps}, exported to hf\n"
+            f"  Choose another run.dir, or raise {command}.steps with checkpoint.allow_changes=true"
+        )
+
+
+def finished_steps(config: Config, command: str) -> int | None:
+    """The steps after which `command` has finished in run.dir, final export included; None where it has not."""
+    try:
+        finished = json.loads((Path(config.run.dir) / FINISHED).read_text())
+        return finished[command]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_finished(config: Config, command: str) -> None:
+    """Note that `command` has finished, for the next start of the same command."""
+    (Path(config.run.dir) / FINISHED).write_text(json.dumps({command: getattr(config, command).steps}) + "\n")

@@ -1,0 +1,108 @@
+"""The `profile` command: where a model's entropy and gradient noise lie, before a run is spent on it.
+
+Answers are sampled, scored and weighed as a training step would; nothing is updated. See `observe.profile` for what
+is written.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from rest_megatron.actor.actor import TokenStats
+from rest_megatron.commands.inputs import read_prompts
+from rest_megatron.config.schema import Config
+from rest_megatron.data.cursor import PromptCursor
+from rest_megatron.data.tokenizer import read_tokenizer
+from rest_megatron.distributed.launch import Launch
+from rest_megatron.method.regions import Region
+from rest_megatron.method.weights import region_sums
+from rest_megatron.observe.profile import profile_table, write_profile
+from rest_megatron.observe.rollouts import length_metrics
+from rest_megatron.session import Session, open_session
+from rest_megatron.step.batch import Batch
+from rest_megatron.step.collect import Experience, collect
+from rest_megatron.step.score import reward_metrics
+from rest_megatron.step.update import gradient_variances, loss_inputs
+from rest_megatron.step.weigh import StepWeights, WeightState, global_means, weigh_experience
+
+# float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
+TOLERANCE = 1e-6
+
+
+def main(config: Config, launch: Launch) -> None:
+    """Run the `profile` command on this rank: write run.dir/profile.{json,png,html} and show the table."""
+    tokenizer = read_tokenizer(config)
+    prompts = read_prompts(config, tokenizer, config.data.train)
+    wanted = min(config.profile.prompts, len(prompts))
+    config = replace(
+        config,
+        rollout=replace(config.rollout, prompts_per_step=wanted),
+        algorithm=replace(config.algorithm, zero_variance="keep"),
+    )
+    with open_session(config, launch, tokenizer, total_optimizer_steps=1, prompts=prompts) as session:
+        cursor = PromptCursor(len(prompts), config.run.seed)
+        session.rollout.publish(session.actor.version)
+        step = max(1, round(config.profile.progress * config.train.steps))
+        experience = collect(
+            session, step, config.profile.progress, lambda n: [prompts[i] for i in cursor.next_batch(n)]
+        )
+        session.rollout.sleep()
+        profile = measure(session, experience, step)
+        if session.is_main:
+            write_profile(session.run_dir, profile)
+            session.progress.write(profile_table(profile))
+
+
+def measure(session: Session, experience: Experience, step: int) -> dict:
+    """The profile of some answers as plain values, the same on every rank. Collective."""
+    config = session.config
+    batch, stats, weights = weigh_experience(session, experience, WeightState(), config.profile.progress, step)
+    variances = None
+    if config.profile.gradient_variance and experience.num_trained > 1:
+        inputs = loss_inputs(session, batch, stats.log_probs, weights.tokens)
+        variances = gradient_variances(session, batch, experience.num_trained, inputs) or None
+    regions, lemma = _regions(session, batch, stats, weights, len(experience.trained))
+    return {
+        "model": config.model.path,
+        "answers": len(experience.trained),
+        "prompts": experience.num_trained,
+        "mean_length": length_metrics(experience.trained)["rollout/length"],
+        "reward": reward_metrics(experience.all_scores),
+        "regions": regions,
+        "lemma_2": lemma,
+        "gradient_variance": variances,
+    }
+
+
+def _regions(
+    session: Session, batch: Batch, stats: TokenStats, weights: StepWeights, num_answers: int
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """What each region looks like, and how Lemma 2 holds: 1 - sum_v p_v^2 <= 1 - exp(-H) at every token."""
+    group = session.parallel.dp_group
+    score_norm = 1.0 - stats.collision.double()
+    bound = -torch.expm1(-stats.entropy.double())
+    unsure = bound > TOLERANCE  # of a certain token both are 0
+    ratio = torch.where(unsure, score_norm / bound, 0.0)
+    _, counts = region_sums(bound, batch.regions)
+    highest = counts.new_zeros(len(Region)).scatter_reduce(0, batch.regions, ratio, "amax")
+    broken = (score_norm > bound + TOLERANCE).sum().double()
+    sums = torch.cat([counts, torch.stack([broken, ratio.sum(), unsure.sum().double()])])
+    dist.all_reduce(sums, group=group)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    counts, (broken, ratios, unsure) = sums[: len(Region)], sums[len(Region) :]
+    means = {**weights.means, **global_means({"bound": bound}, batch.regions, group)}
+    mass = means["weight"].nan_to_num() * counts
+    regions = {
+        r.label: {
+            "tokens": int(counts[r]),
+            "share": float(counts[r] / counts.sum()),
+            "length": float(counts[r] / num_answers),
+            **{name: float(mean[r]) for name, mean in means.items()},
+            "score_norm_max_over_bound": float(highest[r]),
+            "weight_mass": float(mass[r] / mass.sum()),
+        }
+        for r in Region
+    }
+    lemma = {"tokens": int(counts.sum()), "violations": int(broken), "mean_ratio": float(ratios / unsure)}
+    return regions, lemma

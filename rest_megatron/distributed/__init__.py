@@ -1,0 +1,1 @@
+"""Processes of a job: who runs, who must stop, and who speaks."""

@@ -1,0 +1,1 @@
+"""A Hugging Face model as Megatron shards, and back."""

@@ -1,0 +1,1 @@
+"""Answers from a vLLM server that is given the actor's weights."""

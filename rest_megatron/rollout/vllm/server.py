@@ -1,0 +1,76 @@
+"""The vLLM server of a run: started by it (`spawned`), or an operator's that it attaches to (`attached`)."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rest_megatron.config.check import read_model_config
+from rest_megatron.config.schema import Config
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.rollout.vllm.attached import AttachedServer
+from rest_megatron.rollout.vllm.client import Address
+from rest_megatron.rollout.vllm.command import API_KEY, server_arguments, server_environment
+from rest_megatron.rollout.vllm.spawned import SpawnedServer
+from rest_megatron.utils.waiting import unasked
+
+
+class Server(Protocol):
+    """Rank 0's handle on a server. Every method raises EngineError with the server's own words."""
+
+    address: Address
+    can_sleep: bool
+    """Whether it gives back the accelerator's memory when it is told to sleep (vLLM's enable_sleep_mode)."""
+    restartable: bool
+
+    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
+        """Return when it answers, and as this run needs it. `check` is called now and then; what it raises goes on."""
+
+    def restart(self) -> None:
+        """End it and start it anew, ready, without the actor's weights. Only where it is `restartable`."""
+
+    def log_tail(self) -> str:
+        """The end of its log, with the lines above that name an error; "" where the log is another's."""
+
+    def close(self, wait: bool = True) -> None:
+        """End it, where this run has started it; without `wait` it ends by itself, soon. May be called again."""
+
+
+@contextmanager
+def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[Server | None]:
+    """The server of this run, ready, on rank 0; None on all other ranks, and where the run asks none. Collective.
+
+    Raises EngineError on all ranks for a server that does not start, or is not what this run needs. After an error
+    within, nobody waits until it has ended: the other ranks give rank 0 little time to tell the error.
+    """
+    opened: list[Server] = []
+
+    def start() -> None:
+        opened.append(_server(config, run_dir, on_cpu=parallel.device.type == "cpu"))
+        opened[0].wait_ready(parallel.watch.check)
+
+    try:
+        if config.rollout.engine == "vllm":
+            parallel.on_main(start)
+        yield opened[0] if opened else None
+    except BaseException:
+        for server in opened:
+            server.close(wait=False)
+        raise
+    for server in opened:
+        server.close()
+
+
+def _server(config: Config, run_dir: Path, on_cpu: bool) -> Server:
+    rollout, api_key = config.rollout, os.environ.get(API_KEY, "")
+    if rollout.vllm_url is not None:
+        return AttachedServer(Address(rollout.vllm_url, api_key=api_key), config)
+    return SpawnedServer(
+        rollout.vllm_python,
+        server_arguments(config, read_model_config(config), on_cpu),
+        server_environment(config, os.environ, on_cpu),
+        run_dir / "vllm.log",
+        rollout.start_timeout,
+        api_key,
+    )

@@ -1,0 +1,179 @@
+"""From this step's entropies to token weights: the pure method, with its sums made global over data-parallel ranks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rest_megatron.actor.actor import TokenStats
+from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.data.answers import turns
+from rest_megatron.errors import NonFiniteError
+from rest_megatron.method.feedback import FeedbackState, update_feedback
+from rest_megatron.method.reference_weights import reference_weights
+from rest_megatron.method.regions import Region
+from rest_megatron.method.schedule import scheduled_weights
+from rest_megatron.method.weights import (
+    region_means_by_response,
+    region_sums,
+    require_finite,
+    token_statistic,
+    token_weights,
+    update_running_mean,
+)
+from rest_megatron.session import Session
+from rest_megatron.step.batch import Batch, make_batch
+from rest_megatron.step.collect import Experience
+from rest_megatron.step.score import accuracies, reward_metrics
+
+
+@dataclass(frozen=True)
+class WeightState:
+    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
+
+    running_mean: tuple[float, ...] | None = None
+    """Of the rule's statistic in each region; nan for a region never seen."""
+    feedback: FeedbackState = field(default_factory=FeedbackState)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
+        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
+        """What `to_dict` gave."""
+        mean = values["running_mean"]
+        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
+        return cls(mean, FeedbackState.from_dict(values["feedback"]))
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """The weights of one step. Means per region are [4] in the order of `Region`, nan for an absent one."""
+
+    tokens: Tensor
+    """[T] float32: weight of each of this rank's sampled tokens, mean 1 in every answer (rule reference: over those
+    above 0); all 0 in an answer of which nothing is used."""
+    means: dict[str, Tensor]
+    """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
+    bounds), lm_head score_norm * |h|^2, weight."""
+    state: WeightState
+
+    def metrics(self) -> dict[str, float]:
+        """Every mean of every region, and how far each region's feedback curriculum is."""
+        regions = {f"{name}/{r.label}": float(mean[r]) for name, mean in self.means.items() for r in Region}
+        return regions | self.state.feedback.metrics()
+
+
+def weigh_experience(
+    session: Session, experience: Experience, state: WeightState, progress: float, step: int
+) -> tuple[Batch, TokenStats, StepWeights]:
+    """The answers to train on as this rank's batch, their statistics under the current weights, and token weights."""
+    config, parallel, samples = session.config, session.parallel, experience.trained
+    batch = make_batch(
+        samples,
+        experience.advantages.flatten(),
+        session.token_table,
+        session.grammar,
+        group_size=config.rollout.group_size,
+        mini_batch_size=config.train.mini_batch_size or len(samples),
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.dp_size,
+        device=parallel.device,
+    )
+    stats = session.actor.log_probs(batch.trajectories)
+    _require_finite(stats, parallel.dp_group, step)
+    weights = weigh(
+        batch,
+        stats,
+        state,
+        progress=progress,
+        step=step,
+        accuracy=accuracies(reward_metrics(experience.all_scores)),
+        settings=config.weights,
+        token_table=session.token_table,
+        dp_group=parallel.dp_group,
+    )
+    return batch, stats, weights
+
+
+def weigh(
+    batch: Batch,
+    stats: TokenStats,
+    state: WeightState,
+    *,
+    progress: float,
+    step: int,
+    accuracy: Sequence[float | None],
+    settings: WeightsConfig,
+    token_table: Sequence[bytes],
+    dp_group: dist.ProcessGroup,
+) -> StepWeights:
+    """Token weights of this rank's answers.
+
+    stats: of each token under the sampling weights. state: the last step's. step: counts from 1, as in the published
+    code. accuracy: format rate, tool-name and parameter accuracy of the step's answers, None for what was not measured;
+    the feedback curriculum follows them.
+    """
+    if settings.curriculum == "feedback":
+        state = WeightState(state.running_mean, update_feedback(state.feedback, accuracy, settings))
+    if settings.rule == "reference":
+        tokens = _reference(batch, step, token_table)
+    else:
+        statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
+        means, state = _region_means(batch, statistic, state, settings, dp_group)
+        weights = scheduled_weights(means, progress, state.feedback, settings)
+        tokens = token_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
+    score_norm = 1.0 - stats.collision
+    described = {
+        "entropy": stats.entropy,
+        "score_norm": score_norm,
+        "lm_head": score_norm * stats.hidden_norm_squared,
+        "weight": tokens,
+    }
+    return StepWeights(tokens, global_means(described, batch.regions, dp_group), state)
+
+
+def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.ProcessGroup) -> dict[str, Tensor]:
+    """The mean [4] of each [T] vector over the tokens of a region on all data-parallel ranks; nan for an absent one."""
+    pairs = [region_sums(value, regions) for value in values.values()]
+    totals = torch.stack([torch.stack(pair) for pair in pairs])
+    dist.all_reduce(totals, group=dp_group)
+    return {name: sums / counts for name, (sums, counts) in zip(values, totals, strict=True)}
+
+
+def _require_finite(stats: TokenStats, dp_group: dist.ProcessGroup, step: int) -> None:
+    """Raises NonFiniteError on all ranks when the policy itself gives some token of one of them no finite numbers."""
+    broken = (~torch.isfinite(torch.stack(stats)).all(0)).sum()
+    dist.all_reduce(broken, group=dp_group)
+    if int(broken):
+        raise NonFiniteError(
+            f"step {step}: the policy's log-prob, entropy or hidden state is not finite for {int(broken)} tokens; "
+            "its weights have left the range of model.dtype. Go on from an earlier checkpoint with a lower optim.lr"
+        )
+
+
+def _region_means(
+    batch: Batch, statistic: Tensor, state: WeightState, settings: WeightsConfig, dp_group: dist.ProcessGroup
+) -> tuple[Tensor, WeightState]:
+    """Means of the rule's statistic: [4] of all ranks' answers and running over steps, or [N, 4] of each answer."""
+    totals = torch.stack(region_sums(statistic, batch.regions))
+    dist.all_reduce(totals, group=dp_group)
+    require_finite(totals[0])
+    if settings.scope == "response":
+        means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
+        return means, state
+    last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
+    mean = update_running_mean(last, *totals, settings.momentum)
+    return mean, WeightState(tuple(mean.tolist()), state.feedback)
+
+
+def _reference(batch: Batch, step: int, token_table: Sequence[bytes]) -> Tensor:
+    answers = ((t.response_ids, turn) for t in batch.trajectories for turn in turns(t.response_ids, t.response_mask))
+    pieces = ([token_table[token] for token in ids[turn]] for ids, turn in answers)
+    weights = [weight for own in pieces for weight in reference_weights(own, step=step)]
+    return torch.tensor(weights, dtype=torch.float32, device=batch.regions.device)

@@ -1,0 +1,1 @@
+"""Files, locks, waiting and the user's own code: what every part may use."""

@@ -28,12 +28,12 @@ from benchmarks.floors import hardware_name
 from benchmarks.kernels import package_version, positive
 from benchmarks.rollout import PACKAGES, free_port
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.microbatch import Trajectory
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RunConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import initialize, shutdown
 from rest_megatron.model.huggingface import RandomWeights
+from rest_megatron.types import Trajectory
 
 LAYERS = 4
 

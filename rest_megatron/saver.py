@@ -16,7 +16,7 @@ from rest_megatron.model.huggingface import write_companions
 from rest_megatron.observe.rollouts import experience_rows
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
-from rest_megatron.step.collect import Experience
+from rest_megatron.types import Experience
 
 EXPERIENCE = "experience.jsonl"
 

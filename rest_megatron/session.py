@@ -13,7 +13,6 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.checkpoint.resume import Resumed, Saved, find_checkpoint, finished_steps
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.template import read_template
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.distributed.launch import Launch
@@ -31,6 +30,7 @@ from rest_megatron.rollout.build import build_engine
 from rest_megatron.rollout.dialogue import open_dialogues
 from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.vllm.server import open_server
+from rest_megatron.types import Prompt
 from rest_megatron.utils.lock import locked
 
 

@@ -12,7 +12,6 @@ from rest_megatron.commands.inputs import read_prompts
 from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.evaluate.heldout import evaluate
@@ -23,7 +22,7 @@ from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
 from rest_megatron.saver import NoSaver, Saver
 from rest_megatron.session import Session, open_session
 from rest_megatron.state import RunState, data_hash, new_state
-from rest_megatron.step.collect import Experience, collect
+from rest_megatron.step.collect import collect
 from rest_megatron.step.replay import DumpReader, open_replay
 from rest_megatron.step.score import reward_metrics
 from rest_megatron.step.update import (
@@ -35,6 +34,7 @@ from rest_megatron.step.update import (
     update,
 )
 from rest_megatron.step.weigh import WeightState, weigh_experience
+from rest_megatron.types import Experience, Prompt
 
 ENDINGS = {
     "off": "trained",

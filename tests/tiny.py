@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from rest_megatron.actor.microbatch import PolicyStreams, Trajectory
+from rest_megatron.types import PolicyStreams, Trajectory
 
 VOCAB = 500
 SIZES = dict(

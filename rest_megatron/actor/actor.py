@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
-from rest_megatron.actor.microbatch import MicroBatch, PolicyStreams, Trajectory, micro_batches, pack
+from rest_megatron.actor.microbatch import MicroBatch, micro_batches, pack
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
@@ -24,22 +24,11 @@ from rest_megatron.errors import Preempted
 from rest_megatron.method.ratio import sequence_ppo_loss
 from rest_megatron.model.huggingface import WeightSource, export, load_weights
 from rest_megatron.model.model import DTYPES, Policy
+from rest_megatron.types import PolicyStreams, TokenStats, Trajectory
 
 POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
 SUPERVISED_SUMS = ("loss", "num_tokens")
 _KERNEL_NAMES = {"clip_fraction": "clipped", "clip_fraction_low": "clipped_low"}
-
-
-class TokenStats(NamedTuple):
-    """Flat float32 vectors over target tokens, under the weights that were asked."""
-
-    log_probs: Tensor
-    """Of the token itself, at the rollout's temperature."""
-    entropy: Tensor
-    collision: Tensor
-    """sum_v p_v^2."""
-    hidden_norm_squared: Tensor
-    """|h|^2 of the last hidden state."""
 
 
 class Update(NamedTuple):

@@ -7,59 +7,14 @@ rows predict which entries of those vectors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rest_megatron.model.attention import PackedSequences
+from rest_megatron.types import Trajectory
 
 IGNORE_INDEX = -100
-
-
-class Trajectory(NamedTuple):
-    """Token ids of one answer, sampled or demonstrated."""
-
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
-    """Everything after the prompt; the answers of tools between turns included."""
-    response_mask: Sequence[bool] = ()
-    """Which response ids are targets; empty: all."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and response, targets or not: all take memory."""
-        return len(self.prompt_ids) + len(self.response_ids)
-
-    @property
-    def target_positions(self) -> Sequence[int]:
-        """Where the targets lie among the response ids, ascending. Raises ValueError for a mask of another length."""
-        if not self.response_mask:
-            return range(len(self.response_ids))
-        pairs = zip(range(len(self.response_ids)), self.response_mask, strict=True)
-        return [i for i, wanted in pairs if wanted]
-
-    @property
-    def num_targets(self) -> int:
-        """How many entries of a flat vector are this trajectory's; 0 when all is masked."""
-        return len(self.target_positions)
-
-
-class PolicyStreams(NamedTuple):
-    """What the policy loss reads besides tokens: flat float32 vectors over this rank's target tokens.
-
-    `loss_weights` already hold mask, token weight and the GLOBAL normaliser. Entries of a token that weighs 0 are not
-    read. ref_log_probs: needed when algorithm.kl_coef > 0.
-    """
-
-    old_log_probs: Tensor
-    advantages: Tensor
-    loss_weights: Tensor
-    ref_log_probs: Tensor | None = None
-
-    def select(self, index) -> "PolicyStreams":
-        """The entries at `index`, a slice or an index tensor."""
-        return PolicyStreams(*(None if vector is None else vector[index] for vector in self))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.gradients import accumulated_gradient, sum_replicated_gradients
-from rest_megatron.actor.microbatch import PolicyStreams, Trajectory
+from rest_megatron.types import PolicyStreams, Trajectory
 
 
 class GradientVariance(NamedTuple):

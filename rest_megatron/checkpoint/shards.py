@@ -22,15 +22,7 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.optimizer_state import KINDS, has_fragment, link_states, set_state, whole_state
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError
-from rest_megatron.model.mapping import (
-    Mapped,
-    Piece,
-    expected_tensors,
-    kv_groups,
-    mapped_parameters,
-    merge,
-    split,
-)
+from rest_megatron.model.mapping import Mapped, Piece, expected_tensors, kv_groups, mapped_parameters, merge, split
 from rest_megatron.utils.files import unwritable
 
 GROUP_BYTES = 2**30

@@ -12,7 +12,7 @@ from rest_megatron.config.check import check_data_files, check_run, check_run_di
 from rest_megatron.config.no_engine import without_engine
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
-from rest_megatron.data.prompts import Prompt
+from rest_megatron.types import Prompt
 from rest_megatron.utils.libraries import has_apex, has_transformer_engine
 from rest_megatron.utils.quiet import quiet_libraries
 

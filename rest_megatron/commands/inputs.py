@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.demonstrations import Demonstration, load_demonstrations
-from rest_megatron.data.prompts import Prompt, load_prompts
+from rest_megatron.data.prompts import load_prompts
 from rest_megatron.data.turns import read_turns
 from rest_megatron.environment.tools import load_tools
 from rest_megatron.grammar import GRAMMARS, opens_think
 from rest_megatron.reward.presets import build_reward
+from rest_megatron.types import Prompt
 
 
 def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> list[Prompt]:

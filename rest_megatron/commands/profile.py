@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from rest_megatron.actor.actor import TokenStats
 from rest_megatron.commands.inputs import read_prompts
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
@@ -20,11 +19,11 @@ from rest_megatron.method.weights import region_sums
 from rest_megatron.observe.profile import profile_table, write_profile
 from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.session import Session, open_session
-from rest_megatron.step.batch import Batch
-from rest_megatron.step.collect import Experience, collect
+from rest_megatron.step.collect import collect
 from rest_megatron.step.score import reward_metrics
 from rest_megatron.step.update import gradient_variances, loss_inputs
 from rest_megatron.step.weigh import StepWeights, WeightState, global_means, weigh_experience
+from rest_megatron.types import Batch, Experience, TokenStats
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
 TOLERANCE = 1e-6

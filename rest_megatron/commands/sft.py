@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.actor.microbatch import deal
 from rest_megatron.checkpoint.resume import Saved, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
 from rest_megatron.config.no_engine import without_engine
@@ -13,6 +13,7 @@ from rest_megatron.distributed.launch import Launch
 from rest_megatron.saver import Saver
 from rest_megatron.session import Session, open_session
 from rest_megatron.state import RunState, data_hash, new_state
+from rest_megatron.types import Trajectory
 
 
 def main(config: Config, launch: Launch) -> None:

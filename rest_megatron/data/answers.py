@@ -5,7 +5,7 @@ from itertools import groupby
 
 from rest_megatron.data.tokens import decode
 from rest_megatron.grammar import opens_think
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 
 # A template that opens the thought ends in "<think>" and white space: a few tokens in any vocabulary.
 _LAST_TOKENS = 16

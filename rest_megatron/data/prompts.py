@@ -6,26 +6,12 @@ are not read.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rest_megatron.data.chat import read_messages, read_tools, render, require_chat_template
 from rest_megatron.data.lengths import fits, without_dropped
 from rest_megatron.data.rows import BadRow, describe, field, parse_rows, text
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt.
-
-    index: row number in its file, from 0. messages: ({"role", "content"}, ...). ground_truth: the wanted answer.
-    token_ids: the messages through the chat template, up to the opening of the assistant's turn.
-    """
-
-    index: int
-    messages: tuple[dict[str, str], ...]
-    ground_truth: str
-    token_ids: tuple[int, ...]
+from rest_megatron.types import Prompt
 
 
 def load_prompts(

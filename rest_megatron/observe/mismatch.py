@@ -18,8 +18,7 @@ from torch import Tensor
 
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.method.importance import masked_answers, token_mismatch
-from rest_megatron.step.batch import Batch
-from rest_megatron.step.collect import Experience
+from rest_megatron.types import Batch, Experience
 
 
 def version_metrics(experience: Experience, version: int) -> dict[str, float]:

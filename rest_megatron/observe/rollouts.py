@@ -8,12 +8,9 @@ from statistics import fmean
 from typing import TextIO
 
 from rest_megatron.data.answers import answer_bytes, think_open
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import zero_variance_groups
 from rest_megatron.method.regions import Region
-from rest_megatron.reward.paper import Score
-from rest_megatron.rollout.engine import Sample
-from rest_megatron.step.collect import Experience
+from rest_megatron.types import Experience, Prompt, Sample, Score
 
 
 def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:

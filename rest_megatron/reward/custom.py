@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rest_megatron.errors import DataError
-from rest_megatron.reward.paper import Score
+from rest_megatron.types import Score
 from rest_megatron.utils.user_code import excerpt, load_function, say
 
 CALL = "function(response: str, ground_truth: str, *, progress: float, step: int) -> float | dict"

@@ -37,6 +37,7 @@ import numpy as np
 from rest_megatron.grammar import TOOLRL, Grammar
 from rest_megatron.reward.assignment import best_assignment
 from rest_megatron.reward.parse import Answer, Call, parse
+from rest_megatron.types import Score
 
 BROKEN_FORMAT_SHARE = 0.5
 ACCURACY_PARTS = ("name", "parameter_names", "parameter_values", "exact")  # of Score.parts, beside format
@@ -51,23 +52,6 @@ class GroundTruth:
 
     calls: tuple[Call, ...]
     response: bool
-
-
-@dataclass(frozen=True)
-class Score:
-    """A reward and where it comes from.
-
-    total = format + correctness. parts: format (S_format), name, parameter_names, parameter_values and exact, each in
-    [0, 1], the last four before the format is looked at. reason: "ok", else the first problem: one of `parse`'s table,
-    then unwanted_tool_call, unwanted_response, no_tool_call, no_response, then missing_call, extra_call, wrong_name,
-    wrong_parameter_names, wrong_parameter_values.
-    """
-
-    total: float
-    format: float
-    correctness: float
-    parts: dict[str, float]
-    reason: str
 
 
 @dataclass(frozen=True)

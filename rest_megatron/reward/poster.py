@@ -7,7 +7,8 @@ a perfect answer's reward moves from b_a to b_f. At the end of the run accuracy 
 """
 
 from rest_megatron.grammar import TOOLRL, Grammar
-from rest_megatron.reward.paper import GroundTruth, Score, check_progress, measure
+from rest_megatron.reward.paper import GroundTruth, check_progress, measure
+from rest_megatron.types import Score
 
 
 def poster_score(

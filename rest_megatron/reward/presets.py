@@ -7,9 +7,10 @@ from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.reward.custom import FunctionReward, load_reward
-from rest_megatron.reward.paper import GroundTruth, Score, parse_ground_truth, score
+from rest_megatron.reward.paper import GroundTruth, parse_ground_truth, score
 from rest_megatron.reward.poster import poster_score
 from rest_megatron.reward.reference import ReferenceTruth, read_reference, reference_score
+from rest_megatron.types import Score
 
 
 class Reward(Protocol):

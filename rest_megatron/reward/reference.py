@@ -32,10 +32,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rest_megatron.reward.paper import ACCURACY_PARTS, Measure, Score, calls_problem
+from rest_megatron.reward.paper import ACCURACY_PARTS, Measure, calls_problem
 from rest_megatron.reward.parse import MAX_BYTES, MAX_CALLS
 from rest_megatron.reward.reference_calls import match_calls
 from rest_megatron.reward.variants import correctness_range, format_range
+from rest_megatron.types import Score
 
 THINK = ("<think>", "</think>")
 TOOL_CALL = ("<tool_call>", "</tool_call>")

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.config.schema import Config
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.rollout.engine import RolloutEngine
 from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.rollout.vllm.engine import VLLMEngine
 from rest_megatron.rollout.vllm.server import Server
+from rest_megatron.types import Prompt
 
 
 def build_engine(

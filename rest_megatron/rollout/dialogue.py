@@ -16,7 +16,8 @@ from rest_megatron.data.turns import Turns, read_turns
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.environment.tools import Question, Tools, load_tools
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.engine import RolloutEngine, Sample
+from rest_megatron.rollout.engine import RolloutEngine
+from rest_megatron.types import Sample
 
 # Between the seeds of two turns; those of steps and refills differ by other primes.
 TURN_SEED = 15_485_863

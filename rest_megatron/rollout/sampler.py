@@ -20,7 +20,7 @@ from rest_megatron.errors import NonFiniteError
 from rest_megatron.model.attention import CoreAttention, KeyValueCache
 from rest_megatron.model.model import Policy
 from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 
 # Finished rows are dropped from the batch and its caches when they are more than this share of it.
 COMPACT_ABOVE = 0.25

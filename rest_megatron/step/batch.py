@@ -1,51 +1,16 @@
 """From scored answers to the flat per-token vectors one data-parallel rank trains on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.actor.microbatch import deal
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
-from rest_megatron.rollout.engine import Sample
-
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """A run of this rank's trajectories that share one optimizer step."""
-
-    sequences: slice
-    tokens: slice
-    num_sequences_global: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's share of a step's answers. Vectors hold one value per sampled token, in trajectory order."""
-
-    trajectories: list[Trajectory]
-    sample_index: list[int]
-    """Of each trajectory: its number among the step's answers."""
-    group_index: list[int]
-    """Of each trajectory: its prompt's number."""
-    advantages: Tensor
-    """[T] float32: the answer's advantage, at each of its tokens."""
-    regions: Tensor
-    """[T] int64, `Region`."""
-    sequence_index: Tensor
-    """[T] int64: which trajectory each token belongs to."""
-    rollout_log_probs: Tensor
-    """[T] float32, as the engine drew them."""
-    mini_batches: list[MiniBatch]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Sampled tokens of each trajectory."""
-        return [t.num_targets for t in self.trajectories]
+from rest_megatron.types import Batch, MiniBatch, Sample, Trajectory
 
 
 def make_batch(

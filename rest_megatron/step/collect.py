@@ -2,55 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import AlgorithmConfig
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.method.advantages import group_relative, leave_one_out, zero_variance_groups
-from rest_megatron.reward.paper import Score
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.session import Session
 from rest_megatron.step.score import Groups, add_judge, add_overlong, score_groups
-
-
-@dataclass(frozen=True)
-class Experience:
-    """Everything sampled for one step: a prompt, its group of answers and their scores at the same place of each list.
-
-    The first `num_trained` groups are trained on, the others teach nothing and are left out of the loss.
-    """
-
-    prompts: list[Prompt]
-    groups: list[list[Sample]]
-    scores: list[list[Score]]
-    advantages: Tensor
-    """[prompts, group_size] float32."""
-    num_trained: int
-    rounds: int
-    """How many rollouts it took."""
-    seconds: float
-    """Spent sampling."""
-    reward_seconds: float
-    publish_seconds: float = 0.0
-    """Spent on giving the engine the weights."""
-
-    @property
-    def totals(self) -> Tensor:
-        """[prompts, group_size] float64: the rewards."""
-        return _totals(self.scores)
-
-    @property
-    def trained(self) -> list[Sample]:
-        """The answers trained on, prompt after prompt."""
-        return [sample for group in self.groups[: self.num_trained] for sample in group]
-
-    @property
-    def all_scores(self) -> list[Score]:
-        """Of every answer, prompt after prompt."""
-        return [score for group in self.scores for score in group]
+from rest_megatron.types import Experience, Prompt, Sample, Score
 
 
 def collect(session: Session, step: int, progress: float, next_prompts: Callable[[int], list[Prompt]]) -> Experience:

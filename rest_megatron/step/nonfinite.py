@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rest_megatron.actor.microbatch import PolicyStreams, Trajectory
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.types import PolicyStreams, Trajectory
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rest_megatron.config.check import read_model_config
 from rest_megatron.config.schema import Config
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.data.rows import (
     LARGEST_FLOAT32,
     NUMBER,
@@ -27,9 +26,8 @@ from rest_megatron.data.rows import (
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_mask
 from rest_megatron.observe.rollouts import prompt_hash
-from rest_megatron.reward.paper import Score
-from rest_megatron.rollout.engine import Sample
-from rest_megatron.step.collect import Experience, group_advantages
+from rest_megatron.step.collect import group_advantages
+from rest_megatron.types import Experience, Prompt, Sample, Score
 
 FINISH_REASONS = ("stop", "length")
 

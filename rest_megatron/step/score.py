@@ -9,13 +9,11 @@ import torch
 
 from rest_megatron.config.schema import RewardConfig
 from rest_megatron.data.answers import answer_bytes, think_open
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.method.advantages import overlong_penalty
 from rest_megatron.reward.judge import Judge
-from rest_megatron.reward.paper import Score
 from rest_megatron.reward.presets import Reward
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Prompt, Sample, Score
 
 logger = logging.getLogger(__name__)
 Groups = Sequence[Sequence[Sample]]

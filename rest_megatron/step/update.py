@@ -7,15 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rest_megatron.actor.actor import TokenStats
-from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.actor.variance import gradient_variance, mean_error
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.session import Session
-from rest_megatron.step.batch import Batch, MiniBatch
 from rest_megatron.step.nonfinite import SkipBudget
+from rest_megatron.types import Batch, MiniBatch, PolicyStreams, TokenStats
 
 
 @dataclass(frozen=True)

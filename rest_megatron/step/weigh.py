@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rest_megatron.actor.actor import TokenStats
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.data.answers import turns
 from rest_megatron.errors import NonFiniteError
@@ -25,9 +24,9 @@ from rest_megatron.method.weights import (
     update_running_mean,
 )
 from rest_megatron.session import Session
-from rest_megatron.step.batch import Batch, make_batch
-from rest_megatron.step.collect import Experience
+from rest_megatron.step.batch import make_batch
 from rest_megatron.step.score import accuracies, reward_metrics
+from rest_megatron.types import Batch, Experience, TokenStats
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.microbatch import Trajectory, deal
+from rest_megatron.actor.microbatch import deal
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -29,6 +29,7 @@ from rest_megatron.model.huggingface import weight_source
 from rest_megatron.model.mapping import mapped_parameters
 from rest_megatron.model.model import DTYPES
 from rest_megatron.rollout.sampler import Sampler
+from rest_megatron.types import Trajectory
 from tests.tiny import Answers
 
 TOTAL_STEPS = 100

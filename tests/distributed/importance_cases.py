@@ -18,9 +18,9 @@ from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
 from rest_megatron.observe.mismatch import mismatch_metrics
-from rest_megatron.step.batch import Batch, MiniBatch
 from rest_megatron.step.nonfinite import SkipBudget
 from rest_megatron.step.update import loss_inputs, update
+from rest_megatron.types import Batch, MiniBatch
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
 

@@ -7,10 +7,11 @@ from unittest import mock
 
 import torch
 
-from rest_megatron.actor.actor import Actor, TokenStats
+from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.gradients import accumulated_gradient
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.types import TokenStats
 from tests.distributed import training_cases
 from tests.distributed.training_cases import ScriptedEngine
 

@@ -17,15 +17,14 @@ import torch.distributed as dist
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.variance import gradient_variance
 from rest_megatron.config.schema import ParallelConfig, RolloutConfig
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel, initialize
 from rest_megatron.distributed.stop import connect_stop_groups, exchange
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import ConfigError, Preempted
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.step.score import score_groups
+from rest_megatron.types import Prompt, Sample
 from tests.distributed.cases import Layout, make_config, share, start
 from tests.distributed.vllm_cases import PROMPTS, Scenario, asked, opened, rollout_config
 from tests.tiny import Answers

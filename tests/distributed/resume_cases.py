@@ -15,7 +15,7 @@ from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import Preempted
 from rest_megatron.rollout import build
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 from tests.distributed.training_cases import ScriptedEngine, read_metrics
 
 

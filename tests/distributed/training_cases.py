@@ -17,7 +17,7 @@ from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.rollout import build
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 from tests.paths import MODEL
 from tests.system.runs import metrics
 

@@ -16,9 +16,9 @@ from megatron.core import parallel_state
 
 from rest_megatron.actor import actor as actor_module
 from rest_megatron.actor import gradients, zero
-from rest_megatron.actor.microbatch import PolicyStreams
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.model import model
+from rest_megatron.types import PolicyStreams
 from tests.distributed.cases import Layout, make_config, share, start
 from tests.tiny import Answers
 

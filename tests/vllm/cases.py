@@ -7,11 +7,11 @@ import torch
 
 from rest_megatron.config.schema import Config, DataConfig, RolloutConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.vllm.attached import AttachedServer
 from rest_megatron.rollout.vllm.client import Address, Client
 from rest_megatron.rollout.vllm.engine import VLLMEngine
 from rest_megatron.rollout.vllm.replies import Question, Sampling, ask, prompt_seed
+from rest_megatron.types import Sample
 from tests.distributed.cases import Layout, make_config, start
 from tests.tiny import VOCAB, load, response_logits
 

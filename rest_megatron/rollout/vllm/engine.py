@@ -10,13 +10,13 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.vllm.client import RequestRefused
 from rest_megatron.rollout.vllm.delivery import Delivery
 from rest_megatron.rollout.vllm.probe import Probe
 from rest_megatron.rollout.vllm.publisher import Publisher, WeightFile
 from rest_megatron.rollout.vllm.replies import Question, Sampling, ask, prompt_seed
 from rest_megatron.rollout.vllm.server import Server
+from rest_megatron.types import Sample
 
 logger = logging.getLogger(__name__)
 

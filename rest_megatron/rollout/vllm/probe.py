@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.head import Head
-from rest_megatron.actor.microbatch import MicroBatch, Trajectory
+from rest_megatron.actor.microbatch import MicroBatch
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.vllm.client import Client
 from rest_megatron.rollout.vllm.replies import Question, Sampling, ask, prompt_seed
+from rest_megatron.types import Sample, Trajectory
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.vllm.client import Client, Request
+from rest_megatron.types import Sample
 from rest_megatron.utils.waiting import unasked
 
 # Log-softmax in float32 may round to a little more than 0; vLLM writes -9999 for minus infinity.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rest_megatron.actor.microbatch import IGNORE_INDEX, Trajectory, deal, micro_batches, pack
+from rest_megatron.actor.microbatch import IGNORE_INDEX, deal, micro_batches, pack
+from rest_megatron.types import Trajectory
 
 CPU = torch.device("cpu")
 LENGTHS = [[], [5], [7, 7, 7, 7], [31, 2, 2, 2, 2, 30, 1], [1, 2, 3, 4, 5, 6, 7, 8, 9], [16] * 5 + [3] * 11]

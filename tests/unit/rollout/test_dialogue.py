@@ -17,7 +17,7 @@ from rest_megatron.distributed.watch import Watch
 from rest_megatron.environment.tools import Tools
 from rest_megatron.errors import DataError, EngineError
 from rest_megatron.rollout.dialogue import Dialogues, open_dialogues
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 from tests.paths import MODEL
 
 PROMPT = [{"role": "user", "content": "alarm?"}]

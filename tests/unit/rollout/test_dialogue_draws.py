@@ -11,7 +11,7 @@ from rest_megatron.data.tokens import token_bytes
 from rest_megatron.data.turns import read_turns
 from rest_megatron.environment.tools import Tools
 from rest_megatron.rollout.dialogue import Dialogues
-from rest_megatron.rollout.engine import Sample
+from rest_megatron.types import Sample
 from tests.unit.rollout.test_dialogue import ALONE, MODEL, prompt_ids, tool
 
 

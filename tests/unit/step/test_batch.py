@@ -8,9 +8,9 @@ import torch
 from rest_megatron.data.answers import answer_bytes, turns
 from rest_megatron.grammar import HERMES, TOOLRL
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.step.batch import make_batch
 from rest_megatron.step.weigh import _reference
+from rest_megatron.types import Sample
 
 STOP = 256
 TABLE = [bytes([i]) for i in range(256)] + [b"<|im_end|>"]

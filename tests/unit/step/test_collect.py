@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from rest_megatron.config import load
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import DataError
 from rest_megatron.evaluate.heldout import fixed_progress
 from rest_megatron.grammar import TOOLRL
 from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
-from rest_megatron.reward.paper import Score
 from rest_megatron.reward.presets import build_reward
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import collect
 from rest_megatron.step.score import accuracies, reward_metrics
+from rest_megatron.types import Prompt, Sample, Score
 
 TABLE = [bytes([i]) for i in range(256)] + [b"<|im_end|>"]
 CALL = b'<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from rest_megatron.actor.microbatch import PolicyStreams, Trajectory
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError
 from rest_megatron.step.nonfinite import SkipBudget
+from rest_megatron.types import PolicyStreams, Trajectory
 
 ALONE = Parallel(torch.device("cpu"), 0, 1, 1, 0, 1, 0, 1, 0, 1)
 GOOD = {"actor/loss": 0.5, "actor/grad_norm": 1.0}

@@ -10,14 +10,12 @@ import torch
 
 from rest_megatron import train
 from rest_megatron.config import load
-from rest_megatron.data.prompts import Prompt
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_response
 from rest_megatron.observe.rollouts import dump_rollouts, prompt_hash, rollout_metrics
-from rest_megatron.reward.paper import Score
-from rest_megatron.rollout.engine import Sample
-from rest_megatron.step.collect import Experience, group_advantages
+from rest_megatron.step.collect import group_advantages
 from rest_megatron.step.replay import Replay
+from rest_megatron.types import Experience, Prompt, Sample, Score
 
 TABLE = [bytes([i]) for i in range(256)] + [b"<|im_end|>"]
 PROMPTS = [Prompt(n, ({"role": "user", "content": "?"},), "truth", (7, 8, 9 + n)) for n in (0, 1, 4)]

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.engine import Sample
 from rest_megatron.rollout.vllm.probe import Probe, compare
+from rest_megatron.types import Sample
 
 FEW = (-1.0, -2.0, -3.0)
 MANY = (-1.0,) * 64

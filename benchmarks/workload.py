@@ -175,7 +175,8 @@ def exact_work(level: str, batch: Batch) -> list[Tensor]:
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
     """The largest |found - exact| over the largest |exact|, the worst of the tensors; inf where anything is not
-    finite or a tensor is missing."""
+    finite or a tensor is missing.
+    """
     if len(found) != len(exact):
         return math.inf
     errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True)]

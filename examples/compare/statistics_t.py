@@ -12,7 +12,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> float:
 
 
 def quantile(degrees: int, level: float) -> float:
-    """t such that |T| <= t with probability `level`, T of Student's distribution, by bisection."""
+    """T such that |T| <= t with probability `level`, T of Student's distribution, by bisection."""
     low, high = 0.0, 1e3
     while high - low > 1e-9:
         middle = (low + high) / 2

@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     """[T] in the compute dtype, or None: every labelled row counts."""
 
     def active(self) -> Tensor:
-        """bool [T]: rows with a label and a weight other than 0."""
+        """Bool [T]: rows with a label and a weight other than 0."""
         labelled = self.labels != self.ignore_index
         return labelled if self.loss_weights is None else labelled & (self.loss_weights != 0)
 

@@ -13,7 +13,8 @@ _LAST_TOKENS = 16
 
 def answer_bytes(sample: Sample, token_table: Sequence[bytes]) -> bytes:
     """The answer's text as bytes, without its stop token. In a dialogue: everything after the prompt, what tools said
-    and the stop tokens of earlier turns included."""
+    and the stop tokens of earlier turns included.
+    """
     ids = sample.token_ids[:-1] if sample.finish_reason == "stop" else sample.token_ids
     return decode(ids, token_table)
 

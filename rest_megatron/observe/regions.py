@@ -36,7 +36,7 @@ def clipped_tokens(
     algorithm: AlgorithmConfig,
     sequence_index: Tensor | None = None,
 ) -> Tensor:
-    """bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient.
+    """Bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient.
 
     Above 1 + clip_ratio_high where A > 0; below 1 - clip_ratio_low or above clip_ratio_dual where A < 0; none at A = 0.
     The arguments are those of `token_ratios`; advantages: [T].

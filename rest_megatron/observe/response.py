@@ -74,7 +74,8 @@ def _sampled(row: dict, mask: Sequence[bool]) -> dict:
 
 def visible(piece: bytes) -> str:
     """Bytes as text: a line break with a sign before it, what would steer a terminal by its code, and bytes that are
-    no UTF-8 by themselves (a character cut in two) in hexadecimal."""
+    no UTF-8 by themselves (a character cut in two) in hexadecimal.
+    """
     return "".join(_visible(char) for char in piece.decode("utf-8", errors="surrogateescape"))
 
 

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="compiles Triton kernels: pip install triton")
 
-from rest_kernels.triton_backend import launch  # noqa: E402
-from tests.aot import launches  # noqa: E402
+from rest_kernels.triton_backend import launch
+from tests.aot import launches
 
 FORWARD_LIMIT = 11
 BACKWARD_LIMIT = 12

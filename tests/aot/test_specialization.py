@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="compiles Triton kernels: pip install triton")
 
-from tests.aot.launches import SHARDS, Shape, logits_gradient, merge_stats, ppo_rows, softmax_stats  # noqa: E402
+from tests.aot.launches import SHARDS, Shape, logits_gradient, merge_stats, ppo_rows, softmax_stats
 
 ROWS = (1, 16, 17, 18, 256)
 LAUNCHES = {

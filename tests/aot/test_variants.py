@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="compiles Triton kernels: pip install triton")
 
-from rest_kernels.triton_backend import launch  # noqa: E402
-from tests.aot.launches import SHARDS, Shape, logits_gradient, merge_stats, ppo_rows, softmax_stats  # noqa: E402
+from rest_kernels.triton_backend import launch
+from tests.aot.launches import SHARDS, Shape, logits_gradient, merge_stats, ppo_rows, softmax_stats
 
 # Columns and strides that 16 divides, with the block they get.
 BLOCKS = {1008: 1024, 2000: 2048, SHARDS[0]: 4096}

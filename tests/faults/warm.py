@@ -5,17 +5,17 @@ import os
 # Before numpy and torch count the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: F401, E402
-import torch  # noqa: E402
+import pytest  # noqa: F401
+import torch
 
-from rest_megatron.utils.quiet import quiet_libraries  # noqa: E402
+from rest_megatron.utils.quiet import quiet_libraries
 
 quiet_libraries()
 
 import matplotlib.pyplot  # noqa: F401, E402
 
-import rest_megatron.commands.sft  # noqa: F401, E402
-import rest_megatron.observe.report  # noqa: F401, E402
+import rest_megatron.commands.sft  # noqa: E402
+import rest_megatron.observe.report  # noqa: E402
 import rest_megatron.train  # noqa: F401, E402
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ def bounded_exp(exponent):
 
 @triton.jit
 def times_exp(exponent, exp):
-    """exponent * exp with exp = e^exponent; 0 for exponent = -inf."""
+    """Exponent * exp with exp = e^exponent; 0 for exponent = -inf."""
     return tl.where(exp == 0, 0.0, exponent * exp)
 
 
@@ -38,6 +38,6 @@ def k3(delta):
 
 @triton.jit
 def bounded_log_ratio(delta):
-    """delta held within +-LOG_RATIO_BOUND; not-a-number stays so."""
+    """Delta held within +-LOG_RATIO_BOUND; not-a-number stays so."""
     low = tl.maximum(delta, -LOG_RATIO_BOUND, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(low, LOG_RATIO_BOUND, propagate_nan=tl.PropagateNan.ALL)

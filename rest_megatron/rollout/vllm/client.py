@@ -108,7 +108,7 @@ class Client:
         self._call(Request("POST", "/wake_up", query={"tags": tag}), seconds)
 
     def server_info(self, seconds: float) -> dict[str, Any]:
-        """vLLM's own configuration under "vllm_config", as JSON values."""
+        """VLLM's own configuration under "vllm_config", as JSON values."""
         return self._value(Request("GET", "/server_info", query={"config_format": "json"}), dict, seconds)
 
     def send(self, requests: Sequence[Request], seconds: float, check: Callable[[], None] = unasked) -> list[Any]:

@@ -10,9 +10,9 @@ from tests.paths import EXAMPLES
 
 sys.path.insert(0, str(EXAMPLES / "compare"))
 
-import arms  # noqa: E402
-import statistics_t  # noqa: E402
-import summarize  # noqa: E402
+import arms
+import statistics_t
+import summarize
 
 from tests.paths import EXAMPLES
 

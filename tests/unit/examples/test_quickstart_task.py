@@ -19,10 +19,10 @@ from tests.paths import QUICKSTART
 
 sys.path.insert(0, str(QUICKSTART))  # its scripts import each other the way `python make_task.py` does
 
-import corruptions  # noqa: E402
-import make_task  # noqa: E402
-import tool_task  # noqa: E402
-import train_tokenizer  # noqa: E402
+import corruptions
+import make_task
+import tool_task
+import train_tokenizer
 
 NUM_TASKS = 300
 

@@ -136,7 +136,7 @@ def _load_checked(model: nn.Module, path: str, sha256: str) -> None:
 
 def _load(model: nn.Module, path: str) -> None:
     with safe_open(path, framework="pt") as file:
-        model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        model.load_weights((name, file.get_tensor(name)) for name in file.keys())
 
 
 def _sha256(path: str) -> str:
@@ -148,7 +148,7 @@ def _sha256(path: str) -> str:
 
 
 def _forget_partial_layers(model: nn.Module) -> None:
-    """vLLM keeps the tensors of a layer until it has as many elements as the layer, whichever they are.
+    """VLLM keeps the tensors of a layer until it has as many elements as the layer, whichever they are.
 
     Left over from an update that failed, they would count again in the next one: the layer would be taken for complete
     while some of its tensors are still missing.

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 from rest_megatron.checkpoint.resume import Saved, write_finished
 from rest_megatron.commands.inputs import read_prompts
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.tokenizer import read_tokenizer

@@ -88,7 +88,7 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Scores of answers."""
+    """Scores of answers: the rule, a judge beside it, a punishment of length."""
 
     preset: Literal["paper", "reference", "poster"] = key(
         "paper",
@@ -126,7 +126,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """Advantages and the clipped loss."""
+    """Advantages and the clipped loss: baseline, ratio, clips, importance correction, regularisers."""
 
     advantage: Literal["group_mean", "leave_one_out"] = key(
         "group_mean",

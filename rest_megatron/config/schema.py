@@ -28,7 +28,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy."""
+    """The policy: which model, from which weights, in which precision."""
 
     path: str = key("", "Hugging Face directory: config.json, tokenizer and, unless random_init, safetensors.")
     random_init: bool = key(False, "Start from seeded random weights instead of the safetensors in path.")
@@ -56,7 +56,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """The loss kernels."""
+    """The loss kernels: what they start from and what runs them."""
 
     level: Literal["logits", "hidden"] = key(
         "logits",
@@ -69,7 +69,7 @@ class KernelsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Prompts."""
+    """Prompts: where they are, how long they may be, how they are written and how answers are."""
 
     train: str = key("", "Prompts to train on: .parquet or .jsonl in the rlla schema.")
     eval: str | None = key(None, "Held-out prompts in the same schema.")
@@ -86,7 +86,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Sampling."""
+    """Sampling: how many answers, from which engine, over how many turns."""
 
     prompts_per_step: int = key(16, "Prompts per training step, over all ranks.", ge=1)
     group_size: int = key(8, "Answers per prompt (G).", ge=2)
@@ -144,7 +144,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The loop: steps, the updates within one, evaluations, exports and debugging."""
 
     steps: int = key(100, "Training steps (rollout + update); progress nu = step / steps.", ge=1)
     mini_batch_size: int | None = key(
@@ -202,7 +202,7 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """The `profile` command."""
+    """The `profile` command: what it measures, and for which point of a run."""
 
     prompts: int = key(32, "Prompts of data.train to answer, each rollout.group_size times.", ge=1)
     progress: float = key(0.0, "Point of the run whose weights and rewards are used (nu).", ge=0, le=1)

@@ -7,10 +7,10 @@ from typing import Any
 
 from rest_megatron.config.schema import AlarmsConfig
 from rest_megatron.data.cursor import PromptCursor
+from rest_megatron.method.weights import WeightState
 from rest_megatron.observe.alarms import Alarms
 from rest_megatron.session import Session
 from rest_megatron.step.nonfinite import SkipBudget
-from rest_megatron.step.weigh import WeightState
 
 
 class RunState:

@@ -15,6 +15,7 @@ from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.evaluate.heldout import evaluate
+from rest_megatron.method.weights import WeightState
 from rest_megatron.observe.metrics import EVALUATIONS, read_rows
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.report import final_table, write_report
@@ -33,7 +34,7 @@ from rest_megatron.step.update import (
     token_vectors,
     update,
 )
-from rest_megatron.step.weigh import WeightState, weigh_experience
+from rest_megatron.step.weigh import weigh_experience
 from rest_megatron.types import Experience, Prompt
 
 ENDINGS = {

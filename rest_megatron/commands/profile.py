@@ -15,14 +15,14 @@ from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.method.regions import Region
-from rest_megatron.method.weights import region_sums
+from rest_megatron.method.weights import WeightState, region_sums
 from rest_megatron.observe.profile import profile_table, write_profile
 from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.session import Session, open_session
 from rest_megatron.step.collect import collect
 from rest_megatron.step.score import reward_metrics
 from rest_megatron.step.update import gradient_variances, loss_inputs
-from rest_megatron.step.weigh import StepWeights, WeightState, global_means, weigh_experience
+from rest_megatron.step.weigh import StepWeights, global_means, weigh_experience
 from rest_megatron.types import Batch, Experience, TokenStats
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.

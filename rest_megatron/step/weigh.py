@@ -1,8 +1,7 @@
 """From this step's entropies to token weights: the pure method, with its sums made global over data-parallel ranks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -11,12 +10,13 @@ from torch import Tensor
 from rest_megatron.config.schema import AlgorithmConfig, WeightsConfig
 from rest_megatron.data.answers import turns
 from rest_megatron.errors import NonFiniteError
-from rest_megatron.method.feedback import FeedbackState, update_feedback
+from rest_megatron.method.feedback import update_feedback
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
 from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import (
+    WeightState,
     region_means_by_response,
     region_sums,
     require_finite,
@@ -30,27 +30,6 @@ from rest_megatron.session import Session
 from rest_megatron.state import RunState
 from rest_megatron.step.score import accuracies, reward_metrics
 from rest_megatron.types import Batch, Experience, TokenStats
-
-
-@dataclass(frozen=True)
-class WeightState:
-    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
-
-    running_mean: tuple[float, ...] | None = None
-    """Of the rule's statistic in each region; nan for a region never seen."""
-    feedback: FeedbackState = field(default_factory=FeedbackState)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
-        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
-        """What `to_dict` gave."""
-        mean = values["running_mean"]
-        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
-        return cls(mean, FeedbackState.from_dict(values["feedback"]))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from rest_megatron.config import load
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.grammar import TOOLRL
+from rest_megatron.method.weights import WeightState
 from rest_megatron.step.batch import make_batch
-from rest_megatron.step.weigh import WeightState, weigh
+from rest_megatron.step.weigh import weigh
 from rest_megatron.types import Sample
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import VOCAB, Answers

@@ -20,7 +20,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.distributed.failure import report
 from rest_megatron.distributed.launch import Launch, detect
 from rest_megatron.errors import ConfigError, RestError
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import quiet_libraries
 
 USAGE = """\
 usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...

@@ -8,7 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest  # noqa: F401
 import torch
 
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import quiet_libraries
 
 quiet_libraries()
 

@@ -153,9 +153,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
 def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-    import_module("rest_megatron.train" if command == "train" else f"rest_megatron.commands.{command}").main(
-        config, launch
-    )
+    import_module(f"rest_megatron.commands.{command}").main(config, launch)
 
 
 def _write(text: str, launch: Launch) -> None:

@@ -10,7 +10,8 @@ from rest_megatron.actor.microbatch import deal
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
-from rest_megatron.types import Batch, MiniBatch, Sample, Trajectory
+from rest_megatron.session import Session
+from rest_megatron.types import Batch, Experience, MiniBatch, Sample, Trajectory
 
 
 def make_batch(session: Session, experience: Experience) -> Batch:

@@ -45,7 +45,7 @@ class Saver:
         identity: what the checkpoints are those of.
     """
 
-    def __init__(self, session: Session, state: RunState, identity: RunIdentity):
+    def __init__(self, session: Session, state: RunState, identity: RunIdentity) -> None:
         self.session = session
         self.state = state
         config, actor = session.config, session.actor
@@ -60,6 +60,7 @@ class Saver:
             lambda directory: write_companions(actor.policy.hf, actor.model_path, directory, session.chat_template),
         )
         self._seconds = 0.0
+        self._marked: Mark
         self.mark()
         self._steps = getattr(config, identity.command).steps
 

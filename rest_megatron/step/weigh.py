@@ -10,11 +10,11 @@ from torch import Tensor
 from rest_megatron.config.schema import AlgorithmConfig, WeightsConfig
 from rest_megatron.data.answers import turns
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import update_feedback
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import (
     WeightState,
     region_means_by_response,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_megatron.checkpoint.resume import CHECKPOINTS, Resumed, Saved
-from rest_megatron.checkpoint.rng import rng_states, set_rng_states
+from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.changes import shaping_keys
 from rest_megatron.errors import CheckpointError, EngineError, Preempted, RestError
@@ -112,11 +112,8 @@ class Saver:
             rows = experience_rows(experience, self.session.token_table, {})
             attachments[EXPERIENCE] = "".join(json.dumps(row) + "\n" for row in rows)
         parallel = self.session.parallel
-        now = rng_states(parallel.device)
-        set_rng_states(rng, parallel.device)
         with parallel.watch.phase("checkpoint"):
-            self.store.save(loop["step"], self._about | loop, attachments)
-        set_rng_states(now, parallel.device)
+            self.store.save(loop["step"], self._about | loop, attachments, rng=rng)
         self._seconds += time.perf_counter() - started
 
     def save_if_due(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rest_megatron.checkpoint.resume import CHECKPOINTS, Resumed, RunIdentity
-from rest_megatron.checkpoint.rng import rng_states, set_rng_states
+from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.changes import shaping_keys
 from rest_megatron.errors import CheckpointError, EngineError, Preempted, RestError
@@ -127,11 +127,8 @@ class Saver:
             rows = experience_rows(marked.experience, self.session.token_table, {})
             attachments[EXPERIENCE] = "".join(json.dumps(row) + "\n" for row in rows)
         parallel = self.session.parallel
-        now = rng_states(parallel.device)
-        set_rng_states(marked.rng, parallel.device)
         with parallel.watch.phase("checkpoint"):
-            self.store.save(marked.loop["step"], self._about | marked.loop, attachments)
-        set_rng_states(now, parallel.device)
+            self.store.save(marked.loop["step"], self._about | marked.loop, attachments, rng=marked.rng)
         self._seconds += time.perf_counter() - started
 
     def save_if_due(self) -> None:

@@ -55,6 +55,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + find_packages("kernels"),
     package_data={
+        "rest_kernels": ["py.typed"],
+        "rest_megatron": ["py.typed"],
         "rest_megatron.data": ["templates/*.jinja"],
         "rest_megatron.data.convert": ["*.txt"],
         # No package: vLLM's server imports the file by itself.

@@ -18,11 +18,12 @@ from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.observe.metrics import EVALUATIONS, read_rows
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.report import final_table, write_report
-from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
+from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.saver import NoSaver, Saver
 from rest_megatron.session import Session, open_session
 from rest_megatron.state import RunState, data_hash, new_state
 from rest_megatron.step.collect import collect
+from rest_megatron.step.dump import dump_rollouts
 from rest_megatron.step.replay import DumpReader, open_replay
 from rest_megatron.step.score import reward_metrics
 from rest_megatron.step.update import (

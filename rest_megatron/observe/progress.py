@@ -6,7 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rest_megatron.config.schema import Config
 
@@ -77,13 +77,23 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
+class Progress(Protocol):
+    """Shows how a run comes along."""
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of one step of `total`; steps count from 1."""
+
+    def write(self, text: str) -> None:
+        """Show text on lines of its own."""
+
+
 class ProgressLine:
     """Progress on `stream`: on a terminal the line of the last step stays in place, elsewhere each gets its own.
 
     `steps` off: only `write` shows.
     """
 
-    def __init__(self, stream: TextIO, steps: bool = True):
+    def __init__(self, stream: TextIO, steps: bool = True) -> None:
         self._stream = stream
         self._steps = steps
         self._rewrites = stream.isatty()
@@ -133,7 +143,7 @@ class NoProgress:
 
 
 @contextmanager
-def open_progress(rank: int, config: Config) -> Iterator[ProgressLine | NoProgress]:
+def open_progress(rank: int, config: Config) -> Iterator[Progress]:
     """The progress of this rank; log.quiet leaves only what `write` is given."""
     if rank != 0:
         yield NoProgress()

@@ -16,9 +16,9 @@ from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.changes import shaping_keys
 from rest_megatron.errors import CheckpointError, EngineError, Preempted, RestError
 from rest_megatron.model.huggingface import write_companions
-from rest_megatron.observe.rollouts import experience_rows
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
+from rest_megatron.step.dump import experience_rows
 from rest_megatron.types import Experience
 
 EXPERIENCE = "experience.jsonl"

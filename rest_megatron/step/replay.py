@@ -25,8 +25,8 @@ from rest_megatron.data.rows import (
 )
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_mask
-from rest_megatron.observe.rollouts import prompt_hash
 from rest_megatron.step.collect import group_advantages
+from rest_megatron.step.dump import prompt_hash
 from rest_megatron.types import Experience, Prompt, Sample, Score
 
 FINISH_REASONS = ("stop", "length")

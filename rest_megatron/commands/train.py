@@ -1,0 +1,5 @@
+"""The `train` command."""
+
+from rest_megatron.train import main
+
+__all__ = ["main"]

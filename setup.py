@@ -34,7 +34,17 @@ EXTRAS = {
     "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
     # Peers of benchmarks/kernels.py, see benchmarks/README.md for those that do not install beside the rest.
     "bench": ["liger-kernel==0.8.5", "trl==1.16.0", "cut-cross-entropy==25.1.1"],
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "import-linter", "pre-commit", *LOGGING],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "import-linter",
+        "pre-commit",
+        *LOGGING,
+    ],
 }
 
 setup(

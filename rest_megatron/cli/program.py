@@ -19,7 +19,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.distributed.failure import report
 from rest_megatron.distributed.launch import Launch, detect
 from rest_megatron.errors import RestError
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:

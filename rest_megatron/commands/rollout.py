@@ -16,12 +16,12 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.evaluate.heldout import fixed_progress
-from rest_megatron.observe.progress import text_table
 from rest_megatron.observe.rollouts import answer_rows, length_metrics, write_rows
 from rest_megatron.session import Session, open_session
 from rest_megatron.step.collect import rollout_seed, score
 from rest_megatron.step.score import Groups, reward_metrics
 from rest_megatron.types import Prompt, Score
+from rest_megatron.utils.text import text_table
 
 
 def main(config: Config, launch: Launch) -> None:

@@ -23,10 +23,15 @@ Vectors of four follow the order of `regions.Region`. All maths is float64. The 
 `reference`, take no statistics and are in `reference_weights.py`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.means import mean_by
 from rest_megatron.method.regions import Region
 
@@ -40,6 +45,27 @@ READ_BY_RULE: dict[str, frozenset[str]] = {
     "constant": frozenset(),
 }
 DELTA = 1e-8  # delta of w_t = w^_t / (mean(w^) + delta)
+
+
+@dataclass(frozen=True)
+class WeightState:
+    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
+
+    running_mean: tuple[float, ...] | None = None
+    """Of the rule's statistic in each region; nan for a region never seen."""
+    feedback: FeedbackState = field(default_factory=FeedbackState)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
+        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
+        """What `to_dict` gave."""
+        mean = values["running_mean"]
+        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
+        return cls(mean, FeedbackState.from_dict(values["feedback"]))
 
 
 def token_statistic(rule: str, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:

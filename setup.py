@@ -21,6 +21,7 @@ REQUIRED = [
     "pyarrow",
     "pyyaml",
     "matplotlib",
+    "shtab",
 ]
 LOGGING = ["wandb", "tensorboard"]
 EXTRAS = {

@@ -19,7 +19,7 @@ from rest_megatron.data.convert.steps import Step, steps, unusable
 from rest_megatron.data.rows import BadRow, as_object, first_faults, read_records, text
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.paper import parse_ground_truth, score
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
 PAYLOAD = ("arguments", "parameters")

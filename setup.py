@@ -33,7 +33,17 @@ EXTRAS = {
     "apex": ["apex @ git+https://github.com/NVIDIA/apex.git"],
     # Peers of benchmarks/kernels.py, see benchmarks/README.md for those that do not install beside the rest.
     "bench": ["liger-kernel==0.8.5", "trl==1.16.0", "cut-cross-entropy==25.1.1"],
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "import-linter", "pre-commit", *LOGGING],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "import-linter",
+        "pre-commit",
+        *LOGGING,
+    ],
 }
 
 setup(
@@ -45,6 +55,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + find_packages("kernels"),
     package_data={
+        "rest_kernels": ["py.typed"],
+        "rest_megatron": ["py.typed"],
         "rest_megatron.data": ["templates/*.jinja"],
         "rest_megatron.data.convert": ["*.txt"],
         # No package: vLLM's server imports the file by itself.

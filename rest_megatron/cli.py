@@ -20,7 +20,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.distributed.failure import report
 from rest_megatron.distributed.launch import Launch, detect
 from rest_megatron.errors import ConfigError, RestError
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import quiet_libraries
 
 USAGE = """\
 usage: python -m rest_megatron COMMAND [-c FILE]... [section.key=value]...
@@ -153,9 +153,7 @@ def _run(arguments: argparse.Namespace, launch: Launch) -> None:
 def _train(command: str, config: Config, launch: Launch) -> None:
     quiet_libraries()
     # Only here: these import torch, Megatron and DeepSpeed, which takes seconds.
-    import_module("rest_megatron.train" if command == "train" else f"rest_megatron.commands.{command}").main(
-        config, launch
-    )
+    import_module(f"rest_megatron.commands.{command}").main(config, launch)
 
 
 def _write(text: str, launch: Launch) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TextIO
 
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.types import Prompt
-from rest_megatron.utils.libraries import has_apex, has_transformer_engine
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import has_apex, has_transformer_engine, quiet_libraries
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
 OPTIONAL = {"Transformer Engine": has_transformer_engine, "Apex": has_apex}

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rest_megatron.data.rows import LARGEST_FLOAT32, NUMBER, BadRow, describe, vector
-from rest_megatron.observe.progress import clean
 from rest_megatron.observe.regions import REGIONS
+from rest_megatron.utils.text import clean
 
 MEASURES = ("entropy", "log_probs", "ratio", "clipped")
 FACTS = ("prompt", "finish_reason", "weight_version", "score", "format", "correctness", "reason", "advantage")

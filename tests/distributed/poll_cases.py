@@ -22,6 +22,7 @@ from rest_megatron.distributed.parallel import Parallel, initialize
 from rest_megatron.distributed.stop import connect_stop_groups, exchange
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import ConfigError, Preempted
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.step.score import score_groups
 from rest_megatron.types import Prompt, Sample
@@ -130,10 +131,11 @@ def broken_off(
     draw = engine._draw
     engine._draw = lambda *args: draws.append(1) or draw(*args)
     how = {"group_size": rollout.group_size, "seed": 5}
-    reason = stopped_by(lambda: engine.generate(prompts, **how))
+    requests = number_requests(prompts, rollout.max_new_tokens)
+    reason = stopped_by(lambda: engine.generate(requests, **how))
     drawn = len(draws)
     engine.parallel = parallel
-    return {"reason": reason, "draws": drawn, "groups": engine.generate(prompts, **how)}
+    return {"reason": reason, "draws": drawn, "groups": engine.generate(requests, **how)}
 
 
 def signalled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig) -> dict:
@@ -154,7 +156,8 @@ def signalled(launch: Launch, model: Path, layout: Layout, prompts: list[list[in
 
         engine._draw = slowly
         started = time.monotonic()
-        reason = stopped_by(lambda: engine.generate(prompts, group_size=1, seed=5))
+        requests = number_requests(prompts, rollout.max_new_tokens)
+        reason = stopped_by(lambda: engine.generate(requests, group_size=1, seed=5))
         return {"reason": reason, "draws": len(draws), "seconds": time.monotonic() - started}
 
 

@@ -28,7 +28,7 @@ from benchmarks.floors import hardware_name
 from benchmarks.kernels import package_version, positive
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import initialize, shutdown
+from rest_megatron.distributed.startup import initialize, shutdown
 from rest_megatron.model.huggingface import Safetensors, load_weights
 from rest_megatron.model.model import Policy
 from rest_megatron.rollout.engine import number_requests

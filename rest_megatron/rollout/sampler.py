@@ -130,7 +130,7 @@ class Sampler:
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
         for step in range(max(limits)):
-            if step % POLL_TOKENS == 0 and self.parallel.block_asked():
+            if step % POLL_TOKENS == 0 and self.parallel.block_must_stop():
                 raise _Stopped
             choice = self._draw(logits, uniforms[index, step])
             drawn = choice.tolist()

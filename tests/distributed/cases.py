@@ -23,7 +23,8 @@ from rest_megatron.config.schema import (
     TrainConfig,
 )
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize
 from rest_megatron.model.gather import gather_tensors
 from rest_megatron.model.huggingface import weight_source
 from rest_megatron.model.mapping import mapped_parameters

@@ -34,13 +34,12 @@ class SeededEngine(ScriptedEngine):
 
 
 class StopsAt(Watch):
-    """Asked to stop when the run looks the n-th time whether it is; 0: never."""
+    """A reason to stop when the run looks the n-th time whether there is one; 0: never."""
 
     n = 0
     looked = 0
 
-    def asked(self) -> str | None:
-        self.beat()
+    def exchange_reasons(self) -> str | None:
         type(self).looked += 1
         return "a test" if 0 < self.n <= self.looked else None
 

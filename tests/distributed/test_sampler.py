@@ -126,7 +126,7 @@ def test_logits_that_are_not_finite_end_the_run(monkeypatch):
         device=torch.device("cpu"),
         tp_group=None,
         broadcast_from_last_stage=lambda choice: choice,
-        block_asked=lambda: False,
+        block_must_stop=lambda: False,
     )
     sampler = Sampler(None, alone, ROLLOUT, STOP)
     logits = torch.zeros(2, VOCAB).index_fill(0, torch.tensor([1]), torch.nan)

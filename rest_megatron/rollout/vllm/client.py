@@ -12,7 +12,7 @@ import httpx
 
 from rest_megatron.config.redact import redact
 from rest_megatron.errors import EngineError
-from rest_megatron.utils.waiting import gather, unasked
+from rest_megatron.utils.waiting import gather, no_stop
 
 MAX_CONTROL_BYTES = 16 << 20  # /server_info holds vLLM's whole configuration
 MAX_ERROR_BYTES = 64 << 10
@@ -111,7 +111,7 @@ class Client:
         """VLLM's own configuration under "vllm_config", as JSON values."""
         return self._value(Call("GET", "/server_info", query={"config_format": "json"}), dict, seconds)
 
-    def send(self, calls: Sequence[Call], seconds: float, check: Callable[[], None] = unasked) -> list[Any]:
+    def send(self, calls: Sequence[Call], seconds: float, check: Callable[[], None] = no_stop) -> list[Any]:
         """The JSON reply to each call, all made at once; the EngineError in place of a reply that failed.
 
         `check` is called now and then. What it raises takes back the calls under way, which the server then ends.

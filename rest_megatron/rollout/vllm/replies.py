@@ -9,7 +9,7 @@ from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.client import Call, Client
 from rest_megatron.types import Sample
-from rest_megatron.utils.waiting import unasked
+from rest_megatron.utils.waiting import no_stop
 
 # Log-softmax in float32 may round to a little more than 0; vLLM writes -9999 for minus infinity.
 MAX_LOG_PROB, MIN_LOG_PROB = 1e-3, -1e9
@@ -60,7 +60,7 @@ def ask(
     sampling: Sampling,
     version: int,
     seconds: float,
-    check: Callable[[], None] = unasked,
+    check: Callable[[], None] = no_stop,
 ) -> list[list[Sample] | EngineError]:
     """The answers to each question, all asked at once, or why there are none. check: see `Client.send`."""
     replies = client.send([_call(question, sampling) for question in questions], seconds, check)

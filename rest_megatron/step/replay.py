@@ -25,8 +25,8 @@ from rest_megatron.data.rows import (
 )
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_mask
-from rest_megatron.observe.rollouts import prompt_hash
 from rest_megatron.step.collect import group_advantages
+from rest_megatron.step.dump import prompt_hash
 from rest_megatron.types import Experience, Prompt, Sample, Score
 
 FINISH_REASONS = ("stop", "length")
@@ -52,7 +52,7 @@ class DumpReader:
         vocab_size: the model's.
     """
 
-    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
+    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int) -> None:
         self.config = config
         self.prompts = {prompt.index: prompt for prompt in prompts}
         self.hashes: dict[int, str] = {}
@@ -165,7 +165,7 @@ class DumpReader:
 class Replay:
     """The dumps in the directory train.replay, one of each step; see `DumpReader`."""
 
-    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
+    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int) -> None:
         self.steps = range(1, config.train.steps + 1)
         self.directory = Path(config.train.replay)
         self.reader = DumpReader(config, prompts, vocab_size)

@@ -101,9 +101,37 @@ def test_one_number_is_a_grade(reply, grade):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "good", "nan", "NaN", "Infinity", "1e999", "1e1", "11", "-3", "+3", "7-8", "7 or 8", "0 to 10: 7", "8/100"]
-    + ["8/10.5", "8,5", "1.2.3", "10.5", "80%", "gpt4", "٧", "７", "\ud800", "9" * 100_000, "a" * 1_000_000]
-    + ["7 </think>", "8/10 7/10", "[5, 5]", "0x7"],
+    [
+        "",
+        "good",
+        "nan",
+        "NaN",
+        "Infinity",
+        "1e999",
+        "1e1",
+        "11",
+        "-3",
+        "+3",
+        "7-8",
+        "7 or 8",
+        "0 to 10: 7",
+        "8/100",
+        "8/10.5",
+        "8,5",
+        "1.2.3",
+        "10.5",
+        "80%",
+        "gpt4",
+        "٧",
+        "７",
+        "\ud800",
+        "9" * 100_000,
+        "a" * 1_000_000,
+        "7 </think>",
+        "8/10 7/10",
+        "[5, 5]",
+        "0x7",
+    ],
 )
 def test_anything_else_is_none(reply):
     with pytest.raises(ValueError, match="not one number from 0 to 10"):

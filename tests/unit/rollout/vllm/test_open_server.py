@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm import spawned
 from rest_megatron.rollout.vllm.server import open_server
-from tests.unit.rollout.vllm.test_attached import CONFIG, SETTINGS, operator
-from tests.unit.rollout.vllm.test_spawned import ANSWERS, HANGS, PREAMBLE, runs, started
+from tests.unit.rollout.vllm.operator_server import CONFIG, SETTINGS, operator
+from tests.unit.rollout.vllm.programs import ANSWERS, HANGS, PREAMBLE, runs, started
 
 
 class Alone(SimpleNamespace):
@@ -54,8 +55,9 @@ def spawning(tmp_path, monkeypatch):
     """`spawning(body)`: configuration of a run that starts this program; the directory its sockets lie in."""
     sizes = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
-    python, temporary = tmp_path / "python", tmp_path / "tmp"
-    temporary.mkdir()
+    python = tmp_path / "python"
+    # A socket's path is short; a test's directory need not be.
+    temporary = Path(tempfile.mkdtemp())
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     monkeypatch.setattr(spawned, "GRACE_SECONDS", 1.0)
@@ -65,7 +67,8 @@ def spawning(tmp_path, monkeypatch):
         python.chmod(0o700)
         return load([], [*CONFIG, f"rollout.vllm_python={python}", f"model.path={tmp_path}", *words]), temporary
 
-    return make
+    yield make
+    temporary.rmdir()
 
 
 def wait_until_gone(tmp_path: Path, temporary: Path) -> None:

@@ -5,9 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rest_megatron.errors import DataError
 
 Parsed = TypeVar("Parsed")
@@ -164,6 +161,10 @@ def _numbered(rows: Iterable[object]) -> list[tuple[str, object]]:
 
 
 def _read_parquet(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
+    # Only here: it takes a tenth of a second, which a command line that reads no parquet need not wait for.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             return _numbered(file.read(columns=columns and list(columns)).to_pylist())

@@ -18,7 +18,7 @@ def opened(monkeypatch, tmp_path):
     """`opened(module)`: the configuration and the prompts with which a command opens its session."""
 
     def get(module):
-        def open_session(config, launch, tokenizer, total_optimizer_steps, prompts=(), saved=None):
+        def open_session(config, launch, tokenizer, total_optimizer_steps, prompts=(), identity=None):
             raise Opened(config, prompts)
 
         monkeypatch.setattr(module, "open_session", open_session)

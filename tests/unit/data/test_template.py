@@ -13,7 +13,7 @@ from rest_megatron.data.template import check_template, dropped_thought, read_te
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.errors import CheckpointError, ConfigError
 from tests.paths import MODEL
-from tests.unit.data.templates import ALWAYS_STRIPS, CLOSES, COUNTS, PLAIN, REFUSES, REWRITES, STRIPS
+from tests.unit.data.chat_templates import ALWAYS_STRIPS, CLOSES, COUNTS, PLAIN, REFUSES, REWRITES, STRIPS
 
 TOOLS = [{"type": "function", "function": {"name": "größe", "parameters": {"a": [1, None, True]}}}]
 DIALOGUE = [

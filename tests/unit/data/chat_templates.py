@@ -1,4 +1,4 @@
-"""Chat templates that keep dialogues whole, and some that do not."""
+"""Chat templates: plain, and those that lose thoughts or refuse."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ BODY }}<|im_end|>\n{% endfor %}"

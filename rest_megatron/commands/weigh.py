@@ -94,7 +94,8 @@ class AnswerReader:
                 )
         mask, pieces = read_mask(row, len(ids)), [self.token_table[token] for token in ids]
         opened = read_think_open(row, self.grammar)
-        found, labels = [], []
+        found: list[Turn] = []
+        labels: list[int] = []
         for span in turns(ids, mask):
             end = next((i for i, token in enumerate(ids[span], start=1) if token in self.stop_ids), None)
             turn = Turn(span.start, pieces[span], len(pieces[span]) if end is None else end)

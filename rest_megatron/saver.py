@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from rest_megatron.checkpoint.resume import CHECKPOINTS, Resumed, RunIdentity
-from rest_megatron.checkpoint.rng import rng_states, set_rng_states
+from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.changes import shaping_keys
 from rest_megatron.errors import CheckpointError, EngineError, Preempted, RestError
 from rest_megatron.model.huggingface import write_companions
-from rest_megatron.observe.rollouts import experience_rows
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
+from rest_megatron.step.dump import experience_rows
 from rest_megatron.types import Experience
 
 EXPERIENCE = "experience.jsonl"
@@ -45,7 +45,7 @@ class Saver:
         identity: what the checkpoints are those of.
     """
 
-    def __init__(self, session: Session, state: RunState, identity: RunIdentity):
+    def __init__(self, session: Session, state: RunState, identity: RunIdentity) -> None:
         self.session = session
         self.state = state
         config, actor = session.config, session.actor
@@ -60,6 +60,7 @@ class Saver:
             lambda directory: write_companions(actor.policy.hf, actor.model_path, directory, session.chat_template),
         )
         self._seconds = 0.0
+        self._marked: Mark
         self.mark()
         self._steps = getattr(config, identity.command).steps
 
@@ -126,11 +127,8 @@ class Saver:
             rows = experience_rows(marked.experience, self.session.token_table, {})
             attachments[EXPERIENCE] = "".join(json.dumps(row) + "\n" for row in rows)
         parallel = self.session.parallel
-        now = rng_states(parallel.device)
-        set_rng_states(marked.rng, parallel.device)
         with parallel.watch.phase("checkpoint"):
-            self.store.save(marked.loop["step"], self._about | marked.loop, attachments)
-        set_rng_states(now, parallel.device)
+            self.store.save(marked.loop["step"], self._about | marked.loop, attachments, rng=marked.rng)
         self._seconds += time.perf_counter() - started
 
     def save_if_due(self) -> None:

@@ -16,14 +16,15 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.template import read_template
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize, shutdown
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize, shutdown
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.model.huggingface import weight_source
 from rest_megatron.model.model import check_supported
-from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
-from rest_megatron.observe.progress import ProgressLine, open_progress
+from rest_megatron.observe.metrics import Metrics, NoMetrics, open_metrics
+from rest_megatron.observe.progress import Progress, open_progress
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.presets import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
@@ -50,8 +51,8 @@ class Session:
     """On the rank that scores, when there is one."""
     actor: Actor
     rollout: RolloutEngine
-    metrics: MetricsLogger
-    progress: ProgressLine
+    metrics: Metrics
+    progress: Progress
     resumed: Resumed | None
     """The checkpoint that the run resumes from."""
 
@@ -146,16 +147,14 @@ def _start(
     )
 
 
-def _open_metrics(
-    config: Config, parallel: Parallel, resumed: Resumed | None, stack: ExitStack
-) -> MetricsLogger | NoMetrics:
+def _open_metrics(config: Config, parallel: Parallel, resumed: Resumed | None, stack: ExitStack) -> Metrics:
     """This rank's logger, and config.yaml beside its files. Collective; what keeps rank 0 from it is raised on all."""
     run_dir, after, evaluated = Path(config.run.dir), None, None
     if resumed is not None and resumed.is_own:
         after = resumed.loop["step"]
         closed = resumed.loop["closed"] or finished_steps(config, resumed.loop["command"]) == after
         evaluated = after if closed else after - 1
-    opened: list[MetricsLogger | NoMetrics] = [NoMetrics()]
+    opened: list[Metrics] = [NoMetrics()]
 
     def open_here() -> None:
         opened.append(stack.enter_context(open_metrics(parallel.rank, run_dir, config, after, evaluated)))

@@ -12,8 +12,8 @@ from rest_megatron.session import Session
 from rest_megatron.state import RunState
 from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import NextPrompts, collect
-from rest_megatron.step.dump import dump_step, token_vectors
-from rest_megatron.step.measure import answer_metrics, measure
+from rest_megatron.step.dump import dump_step
+from rest_megatron.step.measure import answer_metrics, measure, token_vectors
 from rest_megatron.step.update import update
 from rest_megatron.step.weigh import token_weights
 from rest_megatron.types import Experience, Prompt

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rest_megatron.commands.catalogue import Check
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.types import Prompt

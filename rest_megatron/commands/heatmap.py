@@ -11,7 +11,7 @@ from rest_megatron.data.tokens import token_bytes
 from rest_megatron.errors import DataError
 from rest_megatron.observe.heatmap import html_page, terminal_text
 from rest_megatron.observe.response import read_response
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 
 def main(options: Heatmap, stream: TextIO) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rest_megatron.commands.catalogue import Prepare
-from rest_megatron.config.schema import Config
+from rest_megatron.config.schema import AnswerFormat, Config
 from rest_megatron.data.chat import read_messages
 from rest_megatron.data.convert import SOURCES
 from rest_megatron.data.convert.render import native_row, rlla_row
@@ -19,7 +19,7 @@ from rest_megatron.data.convert.steps import Step, steps, unusable
 from rest_megatron.data.rows import BadRow, as_object, first_faults, read_records, text
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.paper import parse_ground_truth, score
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
 PAYLOAD = ("arguments", "parameters")
@@ -58,7 +58,7 @@ def main(config: Config, options: Prepare, stream: TextIO) -> None:
     stream.write("\n".join([title, *lines]) + "\n")
 
 
-def convert(records: list[tuple[str, object]], source: str, answer_format: str) -> Conversion:
+def convert(records: list[tuple[str, object]], source: str, answer_format: AnswerFormat) -> Conversion:
     """Rows of every action that can be learnt from.
 
     records: as `read_records` gives them. source: a key of SOURCES. answer_format: as data.answer_format.
@@ -83,7 +83,7 @@ def convert(records: list[tuple[str, object]], source: str, answer_format: str) 
     return done
 
 
-def _row(step: Step, answer_format: str, index: int, source: str) -> dict:
+def _row(step: Step, answer_format: AnswerFormat, index: int, source: str) -> dict:
     if answer_format == "toolrl":
         return rlla_row(step, index, source)
     return native_row(step, answer_format, index, source)
@@ -128,7 +128,7 @@ def _free_struct(kind: pa.DataType, where: str) -> str:
     return next(filter(None, (_free_struct(each.type, f"{where}.{each.name}") for each in kind)), "")
 
 
-def _report(done: Conversion, answer_format: str) -> list[str]:
+def _report(done: Conversion, answer_format: AnswerFormat) -> list[str]:
     lines = []
     if done.dropped:
         lines.append(f"{done.dropped.total()} actions left out:")

@@ -13,7 +13,7 @@ from typing import TextIO, TypeVar
 from rest_megatron.data.rows import BadRow, as_object, describe, json_lines
 from rest_megatron.errors import DataError
 from rest_megatron.grammar import Grammar
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 Parsed = TypeVar("Parsed")
 

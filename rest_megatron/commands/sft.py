@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rest_megatron.actor.microbatch import deal
 from rest_megatron.checkpoint.resume import RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from rest_megatron.checkpoint.resume import RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_prompts
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch

@@ -26,11 +26,11 @@ from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.grammar import GRAMMARS, Grammar
+from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.method.schedule import scheduled_weights
-from rest_megatron.method.weights import READ_BY_RULE, region_sums, token_statistic, token_weights
+from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
 from rest_megatron.observe.response import read_mask
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
@@ -125,7 +125,7 @@ def main(config: Config, options: Weigh, stream: TextIO) -> None:
     reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format])
     answers = list(parse_lines(options.input, reader))
     write_rows(options.output, _weighed(answers, config, options), stream)
-    needed = READ_BY_RULE.get(settings.rule, set())
+    needed = RULES[settings.rule].reads if settings.rule in RULES else set()
     lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
     if lacking:
         names = " and ".join(sorted(needed))
@@ -136,9 +136,9 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
     """The rows to write."""
     settings = config.weights
     step, progress = options.resolved(config.train.steps)
-    measure = settings.rule != "reference"
+    measure = settings.rule in RULES
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
-    whole_file = sum(sums) if sums else None
+    whole_file = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
     own = iter(sums)
     for answer in answers:
         if isinstance(answer, Fault):
@@ -152,7 +152,7 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
 
 def _region_sums(answer: Answer, rule: str) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
-    if not READ_BY_RULE[rule] <= answer.statistics.keys():
+    if not RULES[rule].reads <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)
     places, unread = answer.places, [0.0] * len(answer.ids)
     values = (answer.statistics.get(name, unread) for name in STATISTICS)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rest_megatron.actor.actor import Update
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
-from rest_megatron.observe.regions import region_metrics, region_totals
+from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.session import Session
 from rest_megatron.step.score import reward_metrics
@@ -48,3 +48,27 @@ def region_update_metrics(
     )
     dist.all_reduce(totals, group=session.parallel.dp_group)
     return region_metrics(totals)
+
+
+def token_vectors(
+    session: Session, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
+) -> dict[int, dict[str, list]]:
+    """What is known of every token, by the answer's number among those trained on: of all answers on rank 0.
+
+    Collective.
+    """
+    ratio_of = (session.config.algorithm, batch.sequence_index)
+    vectors = {
+        "regions": batch.regions,
+        "entropy": old.entropy,
+        "weights": weights.tokens,
+        "importance": weights.importance,
+        "ratio": token_ratios(old.log_probs, done.log_probs, *ratio_of),
+        "clipped": clipped_tokens(old.log_probs, done.log_probs, batch.advantages, *ratio_of),
+    }
+    parts = {name: vector.cpu().split(batch.lengths) for name, vector in vectors.items()}
+    mine = {
+        index: {name: part[i].tolist() for name, part in parts.items()} for i, index in enumerate(batch.sample_index)
+    }
+    gathered = session.parallel.gather_to_main(mine)
+    return {index: values for part in gathered for index, values in part.items()}

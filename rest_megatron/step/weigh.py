@@ -10,11 +10,11 @@ from torch import Tensor
 from rest_megatron.config.schema import AlgorithmConfig, WeightsConfig
 from rest_megatron.data.answers import turns
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import update_feedback
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import (
     WeightState,
     region_means_by_response,
@@ -149,7 +149,7 @@ def require_finite_statistics(stats: TokenStats, dp_group: dist.ProcessGroup, st
     if int(broken):
         raise NonFiniteError(
             f"step {step}: the policy's log-prob, entropy or hidden state is not finite for {int(broken)} tokens; "
-            "its weights have left the range of model.dtype. Go on from an earlier checkpoint with a lower optim.lr"
+            "its weights have left the range of model.dtype. Resume from an earlier checkpoint with a lower optim.lr"
         )
 
 
@@ -164,7 +164,8 @@ def _region_means(
         means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
         return means, state
     last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
-    mean = update_running_mean(last, *totals, settings.momentum)
+    sums, counts = totals
+    mean = update_running_mean(last, sums, counts, settings.momentum)
     return mean, WeightState(tuple(mean.tolist()), state.feedback)
 
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from rest_megatron.commands.catalogue import Heatmap
 from rest_megatron.commands.heatmap import main
 from rest_megatron.errors import CheckpointError, DataError
-from tests.unit.observe.test_heatmap import spans
-from tests.unit.observe.test_progress import Terminal
+from tests.unit.observe.shown import Terminal, spans
 
 
 @pytest.fixture(scope="module")

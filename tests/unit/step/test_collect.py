@@ -1,7 +1,5 @@
 """A step's answers: how groups that teach nothing are kept, left out or replaced, and what is added to their scores."""
 
-import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,7 @@ from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import DataError
 from rest_megatron.evaluate.heldout import fixed_progress
 from rest_megatron.grammar import TOOLRL
-from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
+from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.reward.presets import build_reward
 from rest_megatron.step.batch import deal_batch
 from rest_megatron.step.collect import collect
@@ -41,13 +39,13 @@ class Engine:
     def sleep(self):
         self.awake = False
 
-    def generate(self, prompts, *, group_size, seed):
+    def generate(self, requests, *, group_size, seed):
         assert self.awake
-        self.asked.append((len(prompts), seed))
-        groups, self.script = self.script[: len(prompts)], self.script[len(prompts) :]
+        self.asked.append((len(requests), seed))
+        groups, self.script = self.script[: len(requests)], self.script[len(requests) :]
         return [
-            [Sample(tuple(prompt), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
-            for prompt, group in zip(prompts, groups, strict=True)
+            [Sample(tuple(request.prompt_ids), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
+            for request, group in zip(requests, groups, strict=True)
         ]
 
 
@@ -194,15 +192,3 @@ def test_held_out_answers_are_scored_where_accuracy_counts(preset, right):
     wrong = CALL.replace(b'"f"', b'"g"')
     scores = [reward.score(text, truth, progress=progress, step=150).total for text in (CALL, wrong)]
     assert scores[0] == pytest.approx(right) and scores[1] < scores[0]
-
-
-def test_a_dump_tells_the_tokens_of_trained_answers_only(tmp_path):
-    experience = collect(session([MIXED, ALIKE, MIXED], "algorithm.zero_variance=mask"), 1, prompts(), progress=0.0)
-    experience = replace(experience, advantages=torch.arange(6.0).view(3, 2))
-    vectors = {0: {"regions": [0, 3], "weights": [1.5, 0.5]}}
-    dump_rollouts(tmp_path, 7, experience, TABLE, vectors)
-    rows = [json.loads(line) for line in (tmp_path / "rollouts/step-7.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == [0, 0, 2, 2, 1, 1]
-    assert [row["advantage"] for row in rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert rows[0]["regions"] == ["format", "cot"] and rows[0]["weights"] == [1.5, 0.5]
-    assert "regions" not in rows[1] and rows[1]["text"] == "no" and rows[0]["ids"][-1] == 256

@@ -94,7 +94,8 @@ class AnswerReader:
                 )
         mask, pieces = read_mask(row, len(ids)), [self.token_table[token] for token in ids]
         opened = read_think_open(row, self.grammar)
-        found, labels = [], []
+        found: list[Turn] = []
+        labels: list[int] = []
         for span in turns(ids, mask):
             end = next((i for i, token in enumerate(ids[span], start=1) if token in self.stop_ids), None)
             turn = Turn(span.start, pieces[span], len(pieces[span]) if end is None else end)
@@ -137,7 +138,7 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
     step, progress = options.resolved(config.train.steps)
     measure = settings.rule in RULES
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
-    whole_file = sum(sums) if sums else None
+    whole_file = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
     own = iter(sums)
     for answer in answers:
         if isinstance(answer, Fault):

@@ -2,10 +2,8 @@
 
 import pytest
 
-from rest_megatron.commands.arguments import SOURCES, FileArguments, read_file_arguments
 from rest_megatron.config import load
 from rest_megatron.config.check_method import check_method
-from rest_megatron.data import convert
 from rest_megatron.errors import ConfigError
 
 JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judge_weight=0.5")
@@ -73,43 +71,3 @@ def test_explicit_keys_win_over_presets_and_a_section_s_preset_over_the_method_s
     assert config.algorithm.clip_ratio_dual == 3.0
     config = load((), ["weights.preset=uniform", "weights.curriculum=linear"])
     assert (config.weights.rule, config.weights.curriculum) == ("constant", "linear")
-
-
-@pytest.mark.parametrize(
-    "words, step, progress",
-    [([], 0, 0.0), (["step=50"], 50, 0.25), (["step=500"], 500, 1.0), (["progress=0.5"], 100, 0.5)],
-)
-def test_step_and_progress_follow_from_each_other(words, step, progress):
-    config = load((), ["train.steps=200"])
-    files = read_file_arguments("score", ["input=a", "output=b", *words], config)
-    assert (files.step, files.progress) == (step, progress)
-
-
-@pytest.mark.parametrize(
-    "command, words, problem",
-    [
-        ("score", ["input=a"], "needs output=..."),
-        ("weigh", ["input=a", "output=b"], "needs tokenizer=..."),
-        ("score", ["input=a", "output=b", "output=c"], "output= is given twice"),
-        ("score", ["input=", "output=b"], "input= has no value"),
-        ("score", ["input=a", "output=b", "step=-1"], "'-1' is not a whole number"),
-        ("score", ["input=a", "output=b", "step=1", "progress=0.5"], "give one"),
-        ("weigh", ["input=a", "output=b", "tokenizer=t", "progress=1.5"], "from 0 to 1"),
-        ("weigh", ["input=a", "output=b", "tokenizer=t", "progress=x"], "from 0 to 1"),
-        ("prepare", ["input=a", "output=b", "source=x"], "is not one of toolace"),
-        ("heatmap", ["input=a", "tokenizer=t", "row=one"], "not a whole number"),
-    ],
-)
-def test_wrong_words_of_a_command_over_files_are_refused(command, words, problem):
-    with pytest.raises(ConfigError, match="") as error:
-        read_file_arguments(command, words, load())
-    assert problem in str(error.value)
-
-
-def test_defaults_of_a_command_over_files():
-    files = read_file_arguments("heatmap", ["input=a.jsonl", "tokenizer=t"], load())
-    assert isinstance(files, FileArguments) and files.output is None and files.row == 0
-
-
-def test_the_sources_of_the_command_line_are_those_that_are_converted():
-    assert set(SOURCES) == set(convert.SOURCES)

@@ -101,9 +101,11 @@ def test_one_number_is_a_grade(reply, grade):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "good", "nan", "NaN", "Infinity", "1e999", "1e1", "11", "-3", "+3", "7-8", "7 or 8", "0 to 10: 7", "8/100"]
-    + ["8/10.5", "8,5", "1.2.3", "10.5", "80%", "gpt4", "٧", "７", "\ud800", "9" * 100_000, "a" * 1_000_000]
-    + ["7 </think>", "8/10 7/10", "[5, 5]", "0x7"],
+    [
+        *("", "good", "nan", "NaN", "Infinity", "1e999", "1e1", "11", "-3", "+3", "7-8", "7 or 8", "0 to 10: 7"),
+        *("8/100", "8/10.5", "8,5", "1.2.3", "10.5", "80%", "gpt4", "٧", "７", "\ud800", "9" * 100_000),
+        *("a" * 1_000_000, "7 </think>", "8/10 7/10", "[5, 5]", "0x7"),
+    ],
 )
 def test_anything_else_is_none(reply):
     with pytest.raises(ValueError, match="not one number from 0 to 10"):
@@ -252,20 +254,8 @@ def test_without_a_url_there_is_no_judge():
     assert build_judge(settings(), {}) is None
 
 
-@pytest.mark.parametrize(
-    "overrides, key, reason",
-    [
-        (["judge_url=localhost", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=ftp://host/v1", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://host:x/v1", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://host/v1"], "", "judge_model is empty"),
-        (["judge_url=http://host/v1", "judge_model=m"], "sk-planted\nx", "OPENAI_API_KEY holds"),
-        (["judge_url=http://host/v1", "judge_model=m"], "sk-planted é", "OPENAI_API_KEY holds"),
-        (["judge_url=ftp://me:sk-planted@host", "judge_model=m"], "", "must be a URL such as"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused_before_the_job(overrides, key, reason):
-    with pytest.raises(ConfigError, match=reason) as caught:
-        build_judge(settings(*overrides), {"OPENAI_API_KEY": key})
+@pytest.mark.parametrize("key", ["sk-planted\nx", "sk-planted é"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds") as caught:
+        build_judge(settings("judge_url=http://host/v1", "judge_model=m"), {"OPENAI_API_KEY": key})
     assert "sk-planted" not in str(caught.value)

@@ -1,5 +1,6 @@
 """`rest_megatron.method.regions`: one region per sampled token."""
 
+import itertools
 import random
 import time
 
@@ -68,7 +69,7 @@ def test_every_cut_into_tokens_takes_the_label_of_the_first_visible_byte(templat
 
 def random_pieces(rng: random.Random, text: bytes, by_byte: list[int]) -> tuple[list[bytes], list[int]]:
     cuts = sorted({0, len(text), *(rng.randrange(len(text)) for _ in range(rng.randrange(1, 60)))})
-    bounds = list(zip(cuts, cuts[1:], strict=False))
+    bounds = list(itertools.pairwise(cuts))
     lead = [len(text[a:b]) - len(text[a:b].lstrip()) for a, b in bounds]
     return [text[a:b] for a, b in bounds], [
         by_byte[a + (n if a + n < b else 0)] for (a, b), n in zip(bounds, lead, strict=True)

@@ -6,10 +6,8 @@ import time
 import pytest
 
 from rest_megatron.config import load
-from rest_megatron.errors import ConfigError
 from rest_megatron.reward.presets import build_reward
-from rest_megatron.reward.reference import read_reference, reference_score
-from rest_megatron.reward.variants import correctness_range, format_range
+from rest_megatron.reward.reference import correctness_range, format_range, read_reference, reference_score
 from tests.paths import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -182,11 +180,6 @@ def test_a_thought_that_the_prompt_opened_counts():
     answer = ONE.removeprefix("<think>")
     assert scored(answer, ONE).format == 0
     assert scored(answer, ONE, think_open=True).total == 4
-
-
-def test_the_published_code_reads_one_format_only():
-    with pytest.raises(ConfigError, match="data.answer_format is hermes"):
-        build_reward(load([], ["reward.preset=reference", "data.answer_format=hermes"]))
 
 
 def nested(depth: int, core: str) -> str:

@@ -2,7 +2,7 @@
 
 Token regions (`method/regions.py`) and rewards (`reward/parse.py`) both read the spans found here, so they cannot
 disagree about what a byte is. `split` takes any bytes. It finds spans, it does not judge them: a truncated or broken
-answer gives the spans that can be told.
+answer gives the spans that can be found.
 
 Tags count by their place. Inside the thought, a JSON string or a tagged response a tag is text:
 - A thought ends at a `</think>`: where responses have tags, at one that an action (a tool_call or a response) follows.

@@ -80,7 +80,7 @@ def update_feedback(state: FeedbackState, accuracy: Sequence[float | None], sett
 def shift(region_weights: Tensor, state: FeedbackState, settings: WeightsConfig) -> Tensor:
     """The region weights after saturated regions have handed theirs on, of the input's shape.
 
-    region_weights: [4], or [N, 4] with a row per response; not changed.
+    region_weights: [4], or [N, 4] with a row per answer; not changed.
     """
     saturation = torch.tensor([0.0, *state.saturation, 0.0], dtype=torch.float64, device=region_weights.device)
     moved = region_weights - settings.feedback_shift * saturation.diff()

@@ -9,10 +9,10 @@ from rest_megatron.config import load
 from rest_megatron.reward.presets import build_reward
 from rest_megatron.reward.reference import correctness_range, format_range, read_reference, reference_score
 from tests.paths import SHARED
+from tests.unit.reward.written import THOUGHT, calls, line
 
 GOLDEN = SHARED / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data/golden")
-THOUGHT = "<think> t </think>\n"
 VARIANTS = {
     "CORRECTMAX1": "correct_max_1",
     "MAX1STEP30MAX3": "max_1_step_30_max_3",
@@ -20,14 +20,6 @@ VARIANTS = {
     "REFINEDREWARD": "refined",
     "INTERMEDIATEREWARD": "intermediate",
 }
-
-
-def line(name: str, /, **parameters) -> str:
-    return json.dumps({"name": name, "parameters": parameters})
-
-
-def calls(*lines: str) -> str:
-    return THOUGHT + "<tool_call>\n" + "\n".join(lines) + "\n</tool_call>"
 
 
 ONE = calls(line("f", x=1))

@@ -16,7 +16,8 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.template import read_template
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize, shutdown
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize, shutdown
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar

@@ -23,6 +23,17 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Request:
+    """Answers to one prompt, as an engine is asked for them."""
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    """Ids of the longest answer."""
+    number: int
+    """From 0 on; the draws go by it. A prompt keeps its draws when others are left out."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One sampled answer. The ids are those the engine drew; nothing is ever tokenised again."""
 

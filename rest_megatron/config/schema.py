@@ -11,6 +11,7 @@ from rest_megatron.config.field import key
 from rest_megatron.config.method import AlgorithmConfig, MethodConfig, RewardConfig, WeightsConfig
 
 Dtype = Literal["bfloat16", "float32"]
+Overlong = Literal["error", "drop"]
 AnswerFormat = Literal["toolrl", "hermes", "llama3"]
 
 
@@ -74,7 +75,7 @@ class DataConfig:
     train: str = key("", "Prompts to train on: .parquet or .jsonl in the rlla schema.")
     eval: str | None = key(None, "Held-out prompts in the same schema.")
     max_prompt_tokens: int = key(2048, "Longest prompt after the chat template.", ge=1)
-    overlong: Literal["error", "drop"] = key("error", "What to do with a longer prompt at load.")
+    overlong: Overlong = key("error", "What to do with a longer prompt at load.")
     answer_format: AnswerFormat = key(
         "toolrl",
         "Grammar of the answers, for regions and rewards; ground truths are always written in toolrl's.",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rest_megatron.config.schema import AlgorithmConfig
 from rest_megatron.method.advantages import group_relative, leave_one_out, zero_variance_groups
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.session import Session
 from rest_megatron.step.score import Groups, add_judge, add_overlong, score_groups
 from rest_megatron.types import Experience, Prompt, Sample, Score
@@ -46,7 +47,7 @@ def _collect(session: Session, step: int, progress: float, next_prompts: NextPro
         new = next_prompts(wanted - len(order))
         started = time.perf_counter()
         answers = session.rollout.generate(
-            [p.token_ids for p in new],
+            number_requests([p.token_ids for p in new], config.rollout.max_new_tokens),
             group_size=config.rollout.group_size,
             seed=rollout_seed(config.run.seed, step, rounds - 1),
         )

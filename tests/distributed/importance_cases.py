@@ -16,7 +16,8 @@ from rest_megatron.actor.microbatch import deal
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.weights import WeightState
 from rest_megatron.observe.mismatch import mismatch_metrics

@@ -16,7 +16,7 @@ from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.rollout import build
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
 from tests.system.runs import metrics
 
@@ -42,10 +42,8 @@ class ScriptedEngine:
     def publish(self, version: int) -> None:
         self.version = version
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None, numbers=None
-    ):
-        return [[self._next(prompt) for _ in range(group_size)] for prompt in prompts]
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int):
+        return [[self._next(request.prompt_ids) for _ in range(group_size)] for request in requests]
 
     def sleep(self) -> None:
         pass

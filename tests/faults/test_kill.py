@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Job, until
+from tests.faults.jobs import Job
 from tests.faults.task import Task, assert_same, outcome
+from tests.waiting import until
 
 STEPS = 8
 

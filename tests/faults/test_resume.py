@@ -5,8 +5,8 @@ What it then computes is compared on more layouts, and stopped at every place, i
 
 import pytest
 
-from tests.faults.jobs import until
 from tests.faults.task import STEPS, assert_same, outcome, same_but_for_rounding
+from tests.waiting import until
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fake_srun
-from tests.faults.jobs import until
 from tests.faults.task import outcome
 from tests.system.runs import ROOT, environment, free_port
+from tests.waiting import until
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
 

@@ -8,7 +8,7 @@ import pytest
 
 from rest_megatron.grammar import GRAMMARS, opens_think
 from rest_megatron.method.regions import label_bytes, label_regions
-from tests.unit.answers import C, F, P, marked
+from tests.unit.grammar.answers import C, F, P, marked
 
 OPEN = "f|<think>¦c|t¦f|</think>\n<tool_call>\n"
 CLOSE = "\n</tool_call>"

@@ -39,13 +39,13 @@ class Engine:
     def sleep(self):
         self.awake = False
 
-    def generate(self, prompts, *, group_size, seed):
+    def generate(self, requests, *, group_size, seed):
         assert self.awake
-        self.asked.append((len(prompts), seed))
-        groups, self.script = self.script[: len(prompts)], self.script[len(prompts) :]
+        self.asked.append((len(requests), seed))
+        groups, self.script = self.script[: len(requests)], self.script[len(requests) :]
         return [
-            [Sample(tuple(prompt), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
-            for prompt, group in zip(prompts, groups, strict=True)
+            [Sample(tuple(request.prompt_ids), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
+            for request, group in zip(requests, groups, strict=True)
         ]
 
 

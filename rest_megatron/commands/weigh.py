@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rest_megatron.commands.catalogue import Weigh
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
+from rest_megatron.config.method import WeightsRule
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.answers import think_open, turns
@@ -150,7 +151,7 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
             yield _row(answer, _reference_weights(answer, step))
 
 
-def _region_sums(answer: Answer, rule: str) -> Tensor:
+def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
     if not RULES[rule].reads <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)

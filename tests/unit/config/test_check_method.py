@@ -28,7 +28,10 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
         (("reward.preset=poster", "reward.ramp=none"), "nothing but format", "reward.ramp=linear"),
         (("reward.overlong_buffer=2000",), "rollout.max_new_tokens=1024", "a part of that length"),
         (("reward.judge_weight=1",), "needs a judge", "reward.judge_url"),
-        (("reward.judge_url=host:80", *JUDGE[1:]), "no http:// or https://", "localhost"),
+        *(
+            ((f"reward.judge_url={url}", *JUDGE[1:]), "no http:// or https://", "localhost")
+            for url in ("host:80", "localhost", "ftp://host/v1", "http://", "http://host:x/v1")
+        ),
         ((JUDGE[0], JUDGE[2]), "needs reward.judge_model", "Name the model"),
         (JUDGE[:2], "has no effect", "reward.judge_weight"),
         (("algorithm.ratio=sequence", "algorithm.kl_coef=0.1"), "algorithm.ratio=sequence", "algorithm.ratio=token"),
@@ -41,6 +44,12 @@ def test_a_contradiction_is_refused_with_the_rule_and_a_fix(overrides, rule, fix
         check_method(load((), overrides))
     assert rule in str(error.value) and fix in str(error.value).splitlines()[-1]
     assert "override: " in str(error.value) or "preset" in str(error.value)
+
+
+def test_a_refused_address_does_not_show_its_password():
+    with pytest.raises(ConfigError, match="reward.judge_url") as error:
+        check_method(load((), ["reward.judge_url=ftp://me:sk-planted@host", *JUDGE[1:]]))
+    assert "sk-planted" not in str(error.value)
 
 
 @pytest.mark.parametrize(

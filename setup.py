@@ -46,6 +46,7 @@ setup(
     packages=find_packages(include=["rest_megatron", "rest_megatron.*"]) + find_packages("kernels"),
     package_data={
         "rest_megatron.data": ["templates/*.jinja"],
+        "rest_megatron.observe": ["templates/*.html.jinja"],
         "rest_megatron.data.convert": ["*.txt"],
         # No package: vLLM's server imports the file by itself.
         "rest_megatron.rollout.vllm": ["worker/*.py"],

@@ -18,6 +18,7 @@ REQUIRED = [
     "numpy",
     "scipy",
     "jinja2",
+    "markupsafe",
     "pyarrow",
     "pyyaml",
     "matplotlib",

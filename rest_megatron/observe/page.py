@@ -27,13 +27,12 @@ def render(template: str, **values: object) -> str:
 
 
 def _cleaned(value: object) -> str:
-    """What a template shows of a value: of any text what is safe to show, of its own parts all."""
+    """What a template shows of a value: of any text what is safe to show; what its own macros made, as it is."""
     if isinstance(value, Markup):
         return value
     text = str(value)
     return text if text.isprintable() else clean(text)  # printable text is clean, and most is
 
 
-def _base64(data: bytes) -> Markup:
-    """The bytes as text of an alphabet in which there is nothing to escape."""
-    return Markup(base64.b64encode(data).decode("ascii"))
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

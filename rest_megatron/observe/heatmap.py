@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from rest_megatron.observe.page import render
 from rest_megatron.observe.picture import COLORS
-from rest_megatron.observe.progress import text_table
 from rest_megatron.observe.regions import REGIONS
 from rest_megatron.observe.response import Response, visible
+from rest_megatron.utils.text import text_table
 
 HEADINGS = {"entropy": "entropy", "log_probs": "log-prob", "ratio": "ratio", "clipped": "clipped"}
 LETTERS = dict(zip(REGIONS, "FNPC", strict=True))

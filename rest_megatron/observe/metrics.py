@@ -11,7 +11,7 @@ from rest_megatron.config.describe import to_dict
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config, LogConfig
 from rest_megatron.observe.trackers import open_trackers
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval.jsonl"

@@ -5,7 +5,7 @@ import base64
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rest_megatron.observe.progress import clean
+from rest_megatron.utils.text import clean
 
 
 def render(template: str, **values: object) -> str:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from rest_megatron.observe.page import render
 from rest_megatron.observe.picture import COLORS, subplots, to_png
-from rest_megatron.observe.progress import text_table
+from rest_megatron.utils.text import text_table
 
 # Heading, key in a region, format.
 COLUMNS = (

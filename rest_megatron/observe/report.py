@@ -11,8 +11,8 @@ from rest_megatron.errors import DataError
 from rest_megatron.observe.metrics import EVALUATIONS, METRICS, read_rows
 from rest_megatron.observe.page import render
 from rest_megatron.observe.picture import COLORS, subplots, to_png
-from rest_megatron.observe.progress import duration
 from rest_megatron.observe.regions import REGIONS
+from rest_megatron.utils.text import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

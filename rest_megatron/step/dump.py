@@ -8,7 +8,16 @@ from typing import TextIO
 
 from rest_megatron.data.answers import answer_bytes, think_open
 from rest_megatron.method.regions import Region
+from rest_megatron.session import Session
 from rest_megatron.types import Experience, Prompt, Sample, Score
+
+
+def dump_step(
+    session: Session, step: int, experience: Experience, vectors: dict[int, dict[str, list]] | None = None
+) -> None:
+    """Write the answers of a step to run.dir/rollouts/step-N.jsonl, on rank 0. vectors: as in `experience_rows`."""
+    if session.is_main:
+        dump_rollouts(session.run_dir, step, experience, session.token_table, vectors or {})
 
 
 def dump_rollouts(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rest_megatron import train
+from rest_megatron.commands import train
 from rest_megatron.config import load
 from rest_megatron.errors import DataError
 from rest_megatron.observe.rollouts import rollout_metrics

@@ -41,7 +41,7 @@ def show(stream, **arguments) -> None:
 
 
 @pytest.mark.parametrize("row, text", [(0, "AB"), (2, "CD")])
-def test_the_command_shows_the_row_that_is_asked_for(tokenizer, dump, row, text):
+def test_the_command_shows_the_row_of_that_number(tokenizer, dump, row, text):
     stream = io.StringIO()
     show(stream, input=dump, tokenizer=tokenizer, row=row)
     assert f"[C 1.00]{text}" in stream.getvalue() and "\x1b" not in stream.getvalue()

@@ -26,7 +26,7 @@ from rest_megatron.checkpoint.choose import LATEST, prune, verify
 from rest_megatron.checkpoint.manifest import FORMAT, Manifest, check_sizes, file_entry, write_manifest
 from rest_megatron.checkpoint.rng import fits, rng_states, set_rng_states
 from rest_megatron.checkpoint.shards import copy_state, expected_keys, read_state, state_bytes, write_share
-from rest_megatron.config.checkpoint import CheckpointConfig
+from rest_megatron.config.schema import CheckpointConfig
 from rest_megatron.distributed.parallel import COLLECTIVE_TIMEOUT, Parallel
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model.mapping import mismatch

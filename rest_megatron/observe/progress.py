@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rest_megatron.config.schema import Config
 from rest_megatron.utils.text import clean, duration
@@ -50,13 +50,23 @@ def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: 
     return "  ".join(parts)
 
 
+class Progress(Protocol):
+    """Shows how a run comes along."""
+
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of one step of `total`; steps count from 1."""
+
+    def write(self, text: str) -> None:
+        """Show text on lines of its own."""
+
+
 class ProgressLine:
     """Progress on `stream`: on a terminal the line of the last step stays in place, elsewhere each gets its own.
 
     `steps` off: only `write` shows.
     """
 
-    def __init__(self, stream: TextIO, steps: bool = True):
+    def __init__(self, stream: TextIO, steps: bool = True) -> None:
         self._stream = stream
         self._steps = steps
         self._rewrites = stream.isatty()
@@ -106,7 +116,7 @@ class NoProgress:
 
 
 @contextmanager
-def open_progress(rank: int, config: Config) -> Iterator[ProgressLine | NoProgress]:
+def open_progress(rank: int, config: Config) -> Iterator[Progress]:
     """The progress of this rank; log.quiet leaves only what `write` is given."""
     if rank != 0:
         yield NoProgress()

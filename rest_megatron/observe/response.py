@@ -90,7 +90,7 @@ def _visible(char: str) -> str:
 
 def _pieces(row: Mapping, ids: Sequence[int], token_table: Sequence[bytes]) -> list[bytes]:
     """The bytes of each token; BadRow where they show that the ids are another tokenizer's."""
-    advice = "is tokenizer= the one of the model that wrote the row?"
+    advice = "is --tokenizer the one of the model that wrote the row?"
     dumped = isinstance(row.get("text"), str)
     # A model's vocabulary may be padded beyond the tokenizer's; such an id spells nothing, which the text can prove.
     if min(ids) < 0 or (max(ids) >= len(token_table) and not dumped):

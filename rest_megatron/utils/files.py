@@ -62,11 +62,11 @@ def replacing(path: Path) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         if os.path.lexists(target) and not target.is_file():
-            raise DataError(f"output={path} is not a file; name one that may be replaced")
+            raise DataError(f"{path} is not a file; name one that may be replaced")
         yield part
         os.replace(part, target)
     except OSError as error:
-        raise DataError(f"output={path} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # where it could not be made, it cannot be removed: the error above says why
             part.unlink()

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import initialize
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model import gather as stage
 from rest_megatron.model import huggingface as hf

@@ -15,7 +15,7 @@ from rest_megatron.actor.optimizer_state import MOMENTS, link_states
 from rest_megatron.checkpoint import shards, store
 from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
-from rest_megatron.config.checkpoint import CheckpointConfig
+from rest_megatron.config.schema import CheckpointConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.model.mapping import mapped_parameters

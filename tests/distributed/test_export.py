@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.cases import Layout, merged
@@ -17,6 +16,7 @@ from tests.distributed.export_cases import (
     recorded_export,
     trained_and_exported,
 )
+from tests.tensors import read, same
 
 LAYOUTS = [
     Layout(),
@@ -41,22 +41,6 @@ CASES = [
     ("llama", True, Layout(tp=2, pp=2), "bfloat16", SEVERAL_FILES),
 ]
 IDS = [f"{f}-{'tied' if t else 'untied'}-{layout}-{dtype}-{size}" for f, t, layout, dtype, size in CASES]
-
-
-def read(directory) -> dict:
-    """All tensors of a directory's safetensors; no name twice."""
-    tensors = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        part = load_file(path)
-        assert not tensors.keys() & part.keys()
-        tensors.update(part)
-    return tensors
-
-
-def same(ours: dict, theirs: dict) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
-    )
 
 
 @pytest.mark.parametrize("family, tied, layout, dtype, file_bytes", CASES, ids=IDS)

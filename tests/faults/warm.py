@@ -14,8 +14,4 @@ quiet_libraries()
 
 import matplotlib.pyplot  # noqa: F401, E402
 
-import rest_megatron.commands.sft  # noqa: E402
-import rest_megatron.observe.report  # noqa: E402
-import rest_megatron.train  # noqa: F401, E402
-
 torch.set_num_threads(1)

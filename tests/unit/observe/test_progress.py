@@ -8,6 +8,7 @@ from rest_megatron.config import load
 from rest_megatron.config.schema import AlarmsConfig
 from rest_megatron.observe.alarms import Alarms
 from rest_megatron.observe.progress import ALARMS, ProgressLine, format_line, open_progress
+from tests.unit.observe.shown import Terminal
 
 METRICS = {
     "reward/mean": 2.3456,
@@ -24,11 +25,6 @@ METRICS = {
     "actor/grad_norm": 1.3023,
     "time/step": 2.2,
 }
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_line_holds_what_one_watches():

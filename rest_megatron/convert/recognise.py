@@ -117,8 +117,8 @@ def _tracked(directory: Path) -> Found | None:
     for child in directory.iterdir():
         if child.name in names and child.is_dir():
             return _found(child)
-    names = " or ".join(name[:40] for name in names)
-    raise CheckpointError(f"{directory / TRACKER} names {last[:40]!r}, but there is no {names} beside it")
+    wanted = " or ".join(name[:40] for name in names)
+    raise CheckpointError(f"{directory / TRACKER} names {last[:40]!r}, but there is no {wanted} beside it")
 
 
 def _children(directory: Path) -> list[Path]:

@@ -23,7 +23,7 @@ class Alone(SimpleNamespace):
 
     watch = Watch()
 
-    def on_main(self, function):
+    def only_main(self, function):
         return function()
 
 

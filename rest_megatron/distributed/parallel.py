@@ -132,10 +132,11 @@ class Parallel:
         self.on_main(lambda: made.append(function()))
         return made[0] if made else None
 
-    def on_all(self, function: Callable[[], Any]) -> list[Any]:
+    def on_all(self, function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> list[Any]:
         """The picklable value of every rank's `function()`, in rank order, on all ranks; a RestError is raised on all.
 
-        For work that one rank alone may fail in: nobody waits for a rank that has given up.
+        For work that one rank alone may fail in: nobody waits for a rank that has given up. group: of all ranks, the
+        only one it communicates over; None: the default one.
         """
         try:
             outcome = function()
@@ -144,7 +145,7 @@ class Parallel:
         outcomes = [outcome]
         if self.world_size > 1:
             outcomes = [None] * self.world_size
-            dist.all_gather_object(outcomes, outcome)
+            dist.all_gather_object(outcomes, outcome, group=group)
         for outcome in outcomes:
             if isinstance(outcome, RestError):
                 raise outcome

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from rest_megatron.config.schema import RewardConfig
-from rest_megatron.observe.rollouts import dump_evaluation, length_metrics
+from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.rollout.engine import number_requests
 from rest_megatron.session import Session
+from rest_megatron.step.dump import dump_evaluation
 from rest_megatron.step.score import reward_metrics, score_groups
 from rest_megatron.types import Prompt
 

@@ -37,7 +37,7 @@ BAD_REPLIES = {
     "empty": lambda choices: _first(choices, token_ids=[], logprobs={"token_logprobs": []}),
     "half": lambda choices: choices[: len(choices) // 2],
     "too_long": lambda choices: _longer(choices, 100),
-    "outside_vocabulary": lambda choices: _first(choices, token_ids=[10**6] + choices[0]["token_ids"][1:]),
+    "outside_vocabulary": lambda choices: _first(choices, token_ids=[10**6, *choices[0]["token_ids"][1:]]),
     "no_log_probs": lambda choices: _first(choices, logprobs=None),
     "abort": lambda choices: _first(choices, finish_reason="abort"),
     "other_prompt": lambda choices: _first(choices, prompt_token_ids=[1]),

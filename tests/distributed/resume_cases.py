@@ -7,8 +7,8 @@ from unittest import mock
 
 from safetensors import safe_open
 
-from rest_megatron import session, train
-from rest_megatron.commands import sft
+from rest_megatron import session
+from rest_megatron.commands import sft, train
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run, check_run_dir
 from rest_megatron.distributed.launch import Launch

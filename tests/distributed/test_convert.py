@@ -14,7 +14,7 @@ from rest_megatron.cli import main
 from tests import tiny
 from tests.distributed.cases import Layout
 from tests.distributed.convert_cases import loaded_by_megatron, saved_by_megatron, trained_saved_and_exported
-from tests.distributed.test_export import read, same
+from tests.tensors import read, same
 
 LAYOUTS = [Layout(tp=tp, pp=pp) for tp in (1, 2, 4) for pp in (1, 2)]
 MODELS = [("qwen3", False), ("qwen3", True), ("qwen2", False), ("llama", True)]

@@ -9,8 +9,8 @@ import torch
 from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.cases import Layout, merged
 from tests.distributed.importance_cases import corrected_gradient, masked_mini_batch, mismatch, spoiled
-from tests.distributed.test_training import CUT, run, same
 from tests.distributed.training_cases import NoisyEngine, read_metrics
+from tests.distributed.training_runs import CUT, run, same
 from tests.tiny import load, policy_loss, relative_error, response_logits
 
 LAYOUTS = [Layout(max_tokens=2000), Layout(tp=2, pp=2, sp=True, max_tokens=32), Layout(pp=2, dp=2, level="hidden")]

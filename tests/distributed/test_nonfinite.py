@@ -6,8 +6,8 @@ import math
 import pytest
 
 from tests.distributed.nonfinite_cases import PLACES, ran, ran_with_broken_statistics
-from tests.distributed.test_training import SETTINGS
 from tests.distributed.training_cases import read_metrics
+from tests.distributed.training_runs import SETTINGS
 from tests.system.runs import make_run
 
 LAYOUTS = {

@@ -27,7 +27,7 @@ from tests.distributed.poll_cases import (
 from tests.distributed.vllm_cases import Scenario
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
-SOON = 3.0  # seconds, of machines that may be busy
+SOON = 6.0  # seconds, of machines that may be busy
 
 
 @pytest.mark.parametrize(

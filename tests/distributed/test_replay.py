@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.distributed.test_training import CUT, run
 from tests.distributed.training_cases import NoEngine, NoisyEngine, read_metrics
+from tests.distributed.training_runs import CUT, run
 
 # Groups of two, of which every third has two answers that score alike.
 REWARD = "def reward(response, ground_truth, *, progress, step):\n    return (1 + step) * float('Monday' in response)\n"

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from rest_megatron.rollout.sampler import Sampler
-from tests.distributed.test_training import CUT, run
 from tests.distributed.training_cases import ScriptedEngine, read_metrics
+from tests.distributed.training_runs import CUT, run
 
 SIZES = ["rollout.prompts_per_step=3", "rollout.group_size=2"]
 

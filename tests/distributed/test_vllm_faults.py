@@ -10,11 +10,12 @@ from rest_megatron.rollout.vllm.replies import prompt_seed
 from tests.distributed.cases import Layout
 from tests.distributed.fake_faults import BAD_REPLIES, Fault
 from tests.distributed.fake_vllm import FAULT_TEXT, FakeServer, FakeVLLM
-from tests.distributed.test_sync import PROBED, PUSH, largest_error, read_weights
+from tests.distributed.published import PROBED, PUSH, largest_error
 from tests.distributed.vllm_cases import GENERATE_SECONDS, GROUP_SIZE, PROMPTS, SYNC_SECONDS, Scenario, faults_in_a_row
+from tests.tensors import read
 
 ALWAYS = 1000
-UPDATE_CALLS = PUSH + ["probe"]
+UPDATE_CALLS = [*PUSH, "probe"]
 WORKER_CALLS = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
 GENERATED = ["generate"] * len(PROMPTS)
 
@@ -110,7 +111,7 @@ def test_a_fault_that_passes_changes_no_answer(outcomes, undisturbed, name):
 def test_answers_come_from_the_actors_weights(undisturbed, tiny_model):
     assert len(undisturbed) == GROUP_SIZE * len(PROMPTS)
     assert {sample.weight_version for sample in undisturbed} == {3}
-    assert largest_error(tiny_model(), read_weights(tiny_model()), undisturbed) < 1e-5
+    assert largest_error(tiny_model(), read(tiny_model()), undisturbed) < 1e-5
 
 
 @pytest.mark.parametrize("name", WELL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_dialogue import make_talkative_run
+from tests.distributed.talkative import make_talkative_run
 from tests.faults.jobs import Job
 from tests.faults.task import REWARDS, Task, make_task, outcome, small
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.jobs import until
 from tests.faults.task import assert_same, outcome
 from tests.system.runs import environment, torchrun
+from tests.waiting import until
 
 PLACES = ("rollout", "reward", "update", "checkpoint", "evaluation")
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(task, talking_words, straight, st
     assert "Traceback" not in job.output()
     again = start(task.train(*overrides), ranks=ranks)
     assert set(again.wait()) == {0}, again.output()
-    assert "going on after step" in again.output()
+    assert "resuming after step" in again.output()
     assert_same(outcome(task.run_dir), straight(ranks, *overrides, talking=talking))
 
 
@@ -73,7 +73,7 @@ def test_a_signal_while_a_run_starts_saves_nothing_and_ends_it(task, straight, s
 
 def test_ctrl_c_twice_ends_a_run_at_once(task, straight, start):
     job = start(task.train(), ranks=1, variables={"FAULT": "reward 2 SIGINT sleep:2.2 SIGINT sleep:60"})
-    assert job.wait(20) == [128 + signal.SIGINT], job.output()
+    assert job.wait(50) == [128 + signal.SIGINT], job.output()
     assert "Traceback" not in job.output()
     again = start(task.train())
     assert again.wait() == [0], again.output()
@@ -111,7 +111,7 @@ def test_torchrun_passes_the_request_on_and_waits_for_the_save(task, number):
             start_new_session=True,
         )
     try:
-        until(lambda: (task.directory / "fault").exists(), 60)
+        until(lambda: (task.directory / "fault").exists())
         launcher.send_signal(number)
         assert launcher.wait(60) == 1, "torchrun's own: it says nothing of its ranks"
     finally:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rest_kernels import linear_logprob_entropy, linear_ppo_loss
+from tests.kernels.linear_cases import SETTINGS, exact_ppo, exact_stats, make
 from tests.kernels.oracle import BF16, F32
 from tests.kernels.ranks import run_ranks
 from tests.kernels.target import available_targets
-from tests.kernels.test_linear import SETTINGS, exact_ppo, exact_stats, make
 
 TARGET = available_targets()[0]
 BARS = {F32: 2e-6, BF16: 2e-2}

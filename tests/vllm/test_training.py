@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.client import Address, Call, Client
 from rest_megatron.rollout.vllm.keeper import descendants
 from tests.system.runs import environment, free_port, make_run, metrics, program, run, torchrun
+from tests.waiting import happens
 
 pytestmark = pytest.mark.vllm
 
@@ -52,13 +52,13 @@ def test_killing_the_trainer_leaves_no_server_behind(tmp_path, vllm_python):
     trainer = subprocess.Popen(program("train", *settings), cwd=tmp_path, env=environment(), **quiet)
     try:
         rows = tmp_path / "run" / "metrics.jsonl"
-        assert wait(lambda: trainer.poll() is not None or (rows.exists() and rows.stat().st_size), 240)
+        assert happens(lambda: trainer.poll() is not None or (rows.exists() and rows.stat().st_size), 240)
         server = descendants(trainer.pid)
         assert len(server) >= 4, "keeper, server, engine and worker"
     finally:
         trainer.kill()
         trainer.wait()
-    assert wait(lambda: not any(map(runs, server)), 30), [command(pid) for pid in server if runs(pid)]
+    assert happens(lambda: not any(map(runs, server)), 30), [command(pid) for pid in server if runs(pid)]
     assert sockets() == before
 
 
@@ -73,7 +73,7 @@ def test_a_run_attaches_to_the_server_that_print_server_tells_to_start_and_leave
         )
     try:
         client = Client(Address(url, api_key="s3"))
-        assert wait(lambda: server.poll() is not None or answers(client), 240) and server.poll() is None
+        assert happens(lambda: server.poll() is not None or answers(client), 240) and server.poll() is None
         done = run(program("train", *settings, *MOVE), tmp_path, **key)
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(row["mismatch/max"] < 1e-4 for row in metrics(tmp_path / "run"))
@@ -89,15 +89,6 @@ def answers(client: Client) -> bool:
         client.health(5)
     except EngineError:
         return False
-    return True
-
-
-def wait(condition, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
     return True
 
 

@@ -12,7 +12,7 @@ from rest_megatron.checkpoint.choose import newest, prune, verify
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError
 from rest_megatron.utils.files import delete_directory, replace_directory
-from tests.unit.checkpoint.test_manifest import make_checkpoint
+from tests.unit.checkpoint.small_checkpoint import make_checkpoint
 
 ALONE = Parallel(torch.device("cpu"), *(0, 1), *(1, 0), *(1, 0), *(1, 0), num_chunks=1)
 SHARD = "state/shard-00001.safetensors"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rest_megatron.cli import main
-from tests.unit.step_directory import make_step
+from tests.unit.checkpoint.step_directory import make_step
 
 NORM, DOWN = "model.norm.weight", "model.layers.2.mlp.down_proj.weight"
 

@@ -9,7 +9,7 @@ import pytest
 
 from rest_megatron.errors import CheckpointError, ConfigError
 from tests.paths import SHARED
-from tests.unit.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
+from tests.unit.commands.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 
@@ -42,7 +42,7 @@ def entropies(regions, **of_region):
 
 
 def test_weights_by_hand(run, encode):
-    ids = encode(ANSWER) + [256]
+    ids = [*encode(ANSWER), 256]
     regions = [*REGIONS, "format"]
     entropy = entropies(regions, format=0.1, tool_name=0.2, parameters=0.4, cot=1.0)
     (row,), report = run([{"ids": ids, "entropy": entropy}], "weights.rule=inverse_entropy", progress=0.5)
@@ -114,11 +114,11 @@ def test_a_region_switched_off_weighs_nothing(run, encode):
 
 
 def test_padding_after_the_end_of_turn_weighs_nothing_and_counts_in_no_mean(run, encode):
-    ids = encode(ANSWER) + [256]
+    ids = [*encode(ANSWER), 256]
     entropy = entropies([*REGIONS, "format"], format=0.1, tool_name=0.2, parameters=0.4, cot=1.0)
     (alone,), _ = run([{"ids": ids, "entropy": entropy}])
     padding = [257, 256, 65]
-    (padded,), _ = run([{"ids": ids + padding, "entropy": entropy + [50.0, 50.0, 50.0]}])
+    (padded,), _ = run([{"ids": ids + padding, "entropy": [*entropy, 50.0, 50.0, 50.0]}])
     assert padded["regions"] == alone["regions"] + ["format"] * 3
     assert padded["weights"] == alone["weights"] + [0.0] * 3
 

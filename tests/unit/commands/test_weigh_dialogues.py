@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from rest_megatron.method.reference_weights import reference_weights
-from tests.unit.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
+from tests.unit.commands.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
 
 HEARD = "\n<think>a tool</think>\n"
 NOTHING = [None] * len(HEARD)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,15 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rest_megatron.cli import main
-from rest_megatron.convert.convert import Conversion, Target, convert
-from rest_megatron.convert.opening import open_model
 from rest_megatron.convert.output_file import OutputFile
-from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON, check_whole, recognise
+from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON
 from rest_megatron.errors import CheckpointError
 from tests.paths import ROOT
-from tests.unit.step_directory import make_step
-
-SMALL = 100_000  # bytes of a file: the tiny model has several
+from tests.tensors import read, same
+from tests.unit.checkpoint.step_directory import make_step
+from tests.unit.convert.small_files import make
 
 
 def run(capsys, *words) -> tuple[int, str]:
@@ -32,26 +29,10 @@ def run(capsys, *words) -> tuple[int, str]:
     return code, captured.out + captured.err
 
 
-def make(source: Path, output: Path, kind: str, **fields) -> Conversion:
-    """Convert with small files."""
-    model = open_model(recognise(source, check_whole, print), None, trust_pickle=True)
-    return convert(model, Target(output, kind, file_bytes=SMALL, **fields))
-
-
-def tensors(directory: Path) -> dict:
-    return {name: x for path in sorted(directory.glob("*.safetensors")) for name, x in load_file(path).items()}
-
-
-def same(ours: dict, theirs: dict) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours
-    )
-
-
 def test_a_model_is_cut_into_files_and_cast(tiny_model, tmp_path, capsys):
     made = make(tiny_model(), tmp_path / "out", HUGGING_FACE, dtype=torch.bfloat16)
-    expected = {name: tensor.bfloat16() for name, tensor in tensors(tiny_model()).items()}
-    assert same(tensors(tmp_path / "out"), expected) and made.tensors == len(expected)
+    expected = {name: tensor.bfloat16() for name, tensor in read(tiny_model()).items()}
+    assert same(read(tmp_path / "out"), expected) and made.tensors == len(expected)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     assert index["metadata"]["total_size"] == made.size == sum(x.nbytes for x in expected.values())
@@ -66,11 +47,11 @@ def test_a_model_is_cut_into_files_and_cast(tiny_model, tmp_path, capsys):
 @pytest.mark.parametrize("tied", [False, True])
 def test_masters_are_rounded_once(tiny_model, tmp_path, tied):
     step = make_step(tmp_path / "step-00000003", tiny_model("qwen2", tied))
-    masters = tensors(tiny_model("qwen2", tied))
+    masters = read(tiny_model("qwen2", tied))
     make(step, tmp_path / "out", HUGGING_FACE)
-    assert same(tensors(tmp_path / "out"), {name: tensor.bfloat16() for name, tensor in masters.items()})
+    assert same(read(tmp_path / "out"), {name: tensor.bfloat16() for name, tensor in masters.items()})
     make(step, tmp_path / "masters", HUGGING_FACE, dtype=torch.float32)
-    assert same(tensors(tmp_path / "masters"), masters)
+    assert same(read(tmp_path / "masters"), masters)
 
 
 def test_the_newest_whole_checkpoint_of_a_run_is_taken(tiny_model, tmp_path, capsys):
@@ -82,7 +63,7 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken(tiny_model, tmp_path, cap
     shard.write_bytes(bytes(shard.stat().st_size))
     code, text = run(capsys, "convert", f"input={run_dir}", f"output={tmp_path / 'out'}", "dtype=float32")
     assert code == 0 and f"step-00000003 is skipped: {shard} has the SHA-256" in text
-    assert same(tensors(tmp_path / "out"), tensors(tiny_model("qwen2")))
+    assert same(read(tmp_path / "out"), read(tiny_model("qwen2")))
     code, text = run(capsys, "convert", f"input={checkpoints / 'step-00000003'}", f"output={tmp_path / 'no'}")
     assert code == 4 and str(shard) in text and not (tmp_path / "no").exists()
 
@@ -94,7 +75,7 @@ def test_a_killed_conversion_goes_on_with_the_files_it_has(tiny_model, tmp_path,
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from rest_megatron.convert import partial\n"
-        "from tests.unit.convert.test_convert import make\n"
+        "from tests.unit.convert.small_files import make\n"
         "add, count = partial.Partial.add, 0\n"
         "def killing(self, name, write):\n"
         "    global count\n"

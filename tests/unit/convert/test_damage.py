@@ -18,7 +18,7 @@ from rest_megatron.convert.partial import partial_output
 from rest_megatron.convert.tensor_file import read_header
 from rest_megatron.convert.torch_dist import TorchDist
 from rest_megatron.errors import CheckpointError
-from tests.unit.step_directory import make_step
+from tests.unit.checkpoint.step_directory import make_step
 
 DEEP = "[" * 100_000
 

@@ -16,7 +16,7 @@ from rest_megatron.convert.output_file import OutputFile
 from rest_megatron.convert.tensor_file import Spec, read_header, read_tensor, same_bits, write_tensors
 from rest_megatron.convert.weights import open_huggingface, open_state
 from rest_megatron.errors import CheckpointError
-from tests.unit.step_directory import make_step
+from tests.unit.checkpoint.step_directory import make_step
 
 
 class InMemory:

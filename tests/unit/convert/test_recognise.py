@@ -7,7 +7,7 @@ import pytest
 
 from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON, STEP, check_whole, recognise
 from rest_megatron.errors import CheckpointError
-from tests.unit.step_directory import make_step
+from tests.unit.checkpoint.step_directory import make_step
 
 
 def found(path):

@@ -10,7 +10,7 @@ from rest_megatron.data.template import read_template
 from rest_megatron.data.turns import read_turns
 from rest_megatron.errors import ConfigError, DataError
 from tests.paths import MODEL
-from tests.unit.data.test_template import ALWAYS_STRIPS, CHATML, PLAIN, REFUSES, STRIPS
+from tests.unit.data.chat_templates import ALWAYS_STRIPS, CHATML, PLAIN, REFUSES, STRIPS
 
 LLAMA = (
     "{% for m in messages %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role }}<|end_header_id|>\n\n"

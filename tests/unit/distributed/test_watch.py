@@ -63,7 +63,7 @@ def read(process: subprocess.Popen) -> str:
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit code, and what is left of stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     return process.returncode, out.strip(), err.strip()
@@ -175,10 +175,10 @@ def test_signals_to_children_end_them_and_are_not_heard_here():
 
 
 def test_the_time_limit_is_a_reason_to_stop():
-    with Watch(save_by=0.2) as watch:
+    with Watch(save_by=1.0) as watch:
         watch.check()
-        time.sleep(0.25)
-        with pytest.raises(Preempted, match=r"^preempted: checkpoint.save_by=0.2 s are over$"):
+        time.sleep(1.05)
+        with pytest.raises(Preempted, match=r"^preempted: checkpoint.save_by=1 s are over$"):
             watch.check()
 
 
@@ -192,7 +192,7 @@ def test_a_watch_that_was_never_entered_does_nothing():
 
 
 def test_another_rank_s_reason_is_asked_for_now_and_then(monkeypatch):
-    monkeypatch.setattr("rest_megatron.distributed.watch.EXCHANGE_SECONDS", 0.3)
+    monkeypatch.setattr("rest_megatron.distributed.watch.EXCHANGE_SECONDS", 1.0)
     calls = []
 
     def exchange(reason):
@@ -204,20 +204,20 @@ def test_another_rank_s_reason_is_asked_for_now_and_then(monkeypatch):
         for _ in range(20):
             assert watch.exchange_reasons() is None
         assert calls == [None]
-        time.sleep(0.35)
+        time.sleep(1.05)
         assert watch.exchange_reasons() == "SIGUSR1"
-        time.sleep(0.35)
+        time.sleep(1.05)
         assert watch.exchange_reasons() == "SIGUSR1" and calls == [None, None]
 
 
 def test_this_rank_s_reason_is_told_once_and_at_once():
     calls = []
-    with Watch(save_by=0.2) as watch:
+    with Watch(save_by=1.0) as watch:
         watch.connect(lambda reason: calls.append(reason) or reason)
         assert watch.exchange_reasons() is None
-        time.sleep(0.25)
-        assert watch.exchange_reasons() == watch.exchange_reasons() == "checkpoint.save_by=0.2 s are over"
-    assert calls == [None, "checkpoint.save_by=0.2 s are over"]
+        time.sleep(1.05)
+        assert watch.exchange_reasons() == watch.exchange_reasons() == "checkpoint.save_by=1 s are over"
+    assert calls == [None, "checkpoint.save_by=1 s are over"]
 
 
 def test_a_signal_that_comes_during_the_exchange_is_not_lost():
@@ -250,7 +250,7 @@ def test_a_process_without_progress_writes_its_stacks_and_ends(tmp_path):
     assert (code, out) == (HANG_EXIT_CODE, "")
     header, *stacks = path.read_text().splitlines()
     said, _, where = header.partition("; ")
-    assert re.fullmatch(r"rank 3 made no progress for \d s in phase 'step/rollout' \(run.hang_timeout=0.5\)", said)
+    assert re.fullmatch(r"rank 3 made no progress for \d+ s in phase 'step/rollout' \(run.hang_timeout=0.5\)", said)
     assert where.startswith("host ") and ", pid " in where
     assert err.startswith(f"hang: {said}; stacks: {path}. ") and len(err.splitlines()) == 1
     assert any("in stuck" in line for line in stacks) and any("in _listen" in line for line in stacks)
@@ -270,16 +270,16 @@ def test_a_file_system_that_hangs_too_does_not_keep_the_process(tmp_path):
 
 
 ALIVE = {
-    "beats": "work(watch, 2.0, pause=0.2)",
-    "phases": "for _ in range(8):\n        with watch.phase('update'): time.sleep(0.25)",
-    "a call with a deadline of its own": "with watch.patient(): time.sleep(2.0)",
-    "the end of such a call": "with watch.patient(): time.sleep(1.0)\n    time.sleep(0.3)",
+    "beats": "work(watch, 3.0, pause=0.2)",
+    "phases": "for _ in range(12):\n        with watch.phase('update'): time.sleep(0.25)",
+    "a call with a deadline of its own": "with watch.patient(): time.sleep(3.0)",
+    "the end of such a call": "with watch.patient(): time.sleep(2.0)\n    time.sleep(0.3)",
 }
 
 
 @pytest.mark.parametrize("what", ALIVE)
 def test_progress_is(what):
-    code = f"with Watch(hang_timeout=0.6) as watch:\n    {ALIVE[what]}\nsay('done')"
+    code = f"with Watch(hang_timeout=1.2) as watch:\n    {ALIVE[what]}\nsay('done')"
     assert end(start(code)) == (0, "done", "")
 
 

@@ -65,12 +65,12 @@ def test_tools_that_take_too_long_end_the_run_and_are_asked_nothing_more():
 
     def respond(response, messages, *, prompt):
         asked.append(prompt)
-        release.wait(10)
+        release.wait(30)
 
     started = time.perf_counter()
     with pytest.raises(DataError, match=rf"{NAME} took more than rollout.tools_timeout=0.2 seconds, {ASKED}"):
         answers(respond, 2 * THREADS, seconds=0.2)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 10
     release.set()
     time.sleep(0.1)
     assert len(asked) == THREADS

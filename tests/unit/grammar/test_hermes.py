@@ -5,7 +5,7 @@ import pytest
 from rest_megatron.grammar import HERMES
 from rest_megatron.method.regions import label_bytes
 from rest_megatron.reward.parse import Call, parse
-from tests.unit.answers import marked
+from tests.unit.grammar.answers import marked
 
 CALL = '<tool_call>\n{"name": "¦n|f¦f|", "arguments": ¦p|{"x": 1}¦f|}\n</tool_call>'
 GOOD_CALL = Call("f", {"x": "1"})

@@ -5,7 +5,7 @@ import pytest
 from rest_megatron.grammar import LLAMA3
 from rest_megatron.method.regions import label_bytes, label_regions
 from rest_megatron.reward.parse import Call, parse
-from tests.unit.answers import C, F, N, P, marked
+from tests.unit.grammar.answers import C, F, N, P, marked
 
 CALL = '{"name": "¦n|f¦f|", "parameters": ¦p|{"x": 1}¦f|}'
 HAND_LABELLED = {

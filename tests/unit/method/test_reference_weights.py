@@ -205,9 +205,9 @@ def test_hostile_text_takes_linear_time(text):
     reference_weights(pieces[:100], step=0)
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         weights = reference_weights(pieces, step=0)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert len(weights) == len(pieces)
     assert min(seconds) < 0.05
 

@@ -1,5 +1,6 @@
 """`rest_megatron.method.regions`: one region per sampled token."""
 
+import itertools
 import random
 import time
 
@@ -7,7 +8,7 @@ import pytest
 
 from rest_megatron.grammar import GRAMMARS, opens_think
 from rest_megatron.method.regions import label_bytes, label_regions
-from tests.unit.answers import C, F, P, marked
+from tests.unit.grammar.answers import C, F, P, marked
 
 OPEN = "f|<think>¦c|t¦f|</think>\n<tool_call>\n"
 CLOSE = "\n</tool_call>"
@@ -68,7 +69,7 @@ def test_every_cut_into_tokens_takes_the_label_of_the_first_visible_byte(templat
 
 def random_pieces(rng: random.Random, text: bytes, by_byte: list[int]) -> tuple[list[bytes], list[int]]:
     cuts = sorted({0, len(text), *(rng.randrange(len(text)) for _ in range(rng.randrange(1, 60)))})
-    bounds = list(zip(cuts, cuts[1:], strict=False))
+    bounds = list(itertools.pairwise(cuts))
     lead = [len(text[a:b]) - len(text[a:b].lstrip()) for a, b in bounds]
     return [text[a:b] for a, b in bounds], [
         by_byte[a + (n if a + n < b else 0)] for (a, b), n in zip(bounds, lead, strict=True)

@@ -10,7 +10,7 @@ import pytest
 from rest_megatron.grammar import GRAMMARS, split
 from rest_megatron.method.regions import Region, label_bytes, label_regions
 from rest_megatron.reward.parse import parse
-from tests.unit.answers import RENDER, C, F, N, P, marked, random_action
+from tests.unit.grammar.answers import RENDER, C, F, N, P, marked, random_action
 
 TAGS = [
     b"<think>",

@@ -14,7 +14,7 @@ from rest_megatron.grammar import GRAMMARS
 from rest_megatron.method.regions import Region, label_bytes, label_regions
 from rest_megatron.reward.parse import parse
 from tests.paths import SHARED
-from tests.unit.answers import RENDER, Action, F, N, P, marked, runs
+from tests.unit.grammar.answers import RENDER, Action, F, N, P, marked, runs
 
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 

@@ -1,6 +1,5 @@
 """The heatmap of one answer: the row that is read, the terminal's text, the page."""
 
-import html
 import re
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from rest_megatron.data.rows import BadRow
 from rest_megatron.observe.heatmap import html_page, terminal_text
 from rest_megatron.observe.response import read_response, visible
-from tests.unit.observe.test_report import Page
+from tests.unit.observe.shown import Page, spans
 
 TABLE = [b"<think>", b"a <b>\n", "漢".encode()[:2], "漢".encode()[2:], b"\x1b[31m", b"get_weather", b"<|im_end|>"]
 ROW = {
@@ -95,13 +94,6 @@ def test_no_escape_of_the_answer_or_the_row_reaches_the_terminal():
     text = terminal_text(response(row), colors=False)
     assert "\x1b" not in text and "\x07" not in text
     assert "reason               bad[2J score 99" in text
-
-
-def spans(page: str) -> list[tuple[str, str, str, str]]:
-    """(region, background, title, text) of each token in the answer's flow."""
-    flow = page.split('<div class="answer">')[1].split("</div>")[0]
-    found = re.findall(r'<span class="(\w+)" style="background:(.*?)" title="(.*?)">(.*?)</span>', flow, re.DOTALL)
-    return [tuple(map(html.unescape, each)) for each in found]
 
 
 def test_the_page_shows_every_token_in_its_place():

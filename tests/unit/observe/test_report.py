@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from rest_megatron.config import dump, load
 from rest_megatron.errors import DataError
 from rest_megatron.observe.report import HELD_OUT, PANELS, final_table, write_report
 from tests.paths import ROOT
+from tests.unit.observe.shown import Page
 
 BEFORE = {"reward/mean": 1.0, "reward/format": 0.5, "reward/name": 0.4, "reward/parameter_values": 0.2}
 AFTER = {"reward/mean": 3.25, "reward/format": 0.95, "reward/name": 0.9, "reward/parameter_values": 0.1}
@@ -34,32 +34,6 @@ def run_dir(tmp_path):
     write_rows(directory / "eval.jsonl", [{"step": 0} | BEFORE, {"step": 2, "reward/mean": 9.0}, {"step": 3} | AFTER])
     (directory / "config.yaml").write_text(dump(load([], ["model.path=tiny", "deepspeed.password=hunter2"])))
     return directory
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and table rows as lists of cells."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.rows: list[list[str]] = []
-        self._in_cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        self._in_cell = tag in ("td", "th")
-        if self._in_cell:
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self._in_cell = False
-
-    def handle_data(self, data):
-        if self._in_cell:
-            self.rows[-1][-1] += data
 
 
 def test_the_page_compares_held_out_metrics_before_and_after(run_dir):

@@ -101,9 +101,37 @@ def test_one_number_is_a_grade(reply, grade):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "good", "nan", "NaN", "Infinity", "1e999", "1e1", "11", "-3", "+3", "7-8", "7 or 8", "0 to 10: 7", "8/100"]
-    + ["8/10.5", "8,5", "1.2.3", "10.5", "80%", "gpt4", "٧", "７", "\ud800", "9" * 100_000, "a" * 1_000_000]
-    + ["7 </think>", "8/10 7/10", "[5, 5]", "0x7"],
+    [
+        "",
+        "good",
+        "nan",
+        "NaN",
+        "Infinity",
+        "1e999",
+        "1e1",
+        "11",
+        "-3",
+        "+3",
+        "7-8",
+        "7 or 8",
+        "0 to 10: 7",
+        "8/100",
+        "8/10.5",
+        "8,5",
+        "1.2.3",
+        "10.5",
+        "80%",
+        "gpt4",
+        "٧",
+        "７",
+        "\ud800",
+        "9" * 100_000,
+        "a" * 1_000_000,
+        "7 </think>",
+        "8/10 7/10",
+        "[5, 5]",
+        "0x7",
+    ],
 )
 def test_anything_else_is_none(reply):
     with pytest.raises(ValueError, match="not one number from 0 to 10"):
@@ -164,7 +192,7 @@ def test_a_failed_request_is_tried_once_more(serve, first):
         ((200, completion("11")), 1, "not one number"),
         ((200, b" " * (2 << 20)), 1, "longer than 1048576 bytes"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_a_grade_that_cannot_be_had_is_none_and_counted(serve, reply, requests, error):
     server = serve(reply)
@@ -195,7 +223,7 @@ def test_an_endpoint_that_hangs_costs_no_more_than_the_timeout(serve, drip):
             connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n" if drip else b"")
             while drip and not over.wait(0.05):
                 connection.sendall(b" ")
-            over.wait(10)
+            over.wait(30)
 
     thread = threading.Thread(target=hang)
     thread.start()
@@ -207,7 +235,7 @@ def test_an_endpoint_that_hangs_costs_no_more_than_the_timeout(serve, drip):
     thread.join()
     listener.close()
     assert grades == [None]
-    assert took < 3.0
+    assert took < 10.0
     assert "0.4 s" in asked.last_error or "timed out" in asked.last_error
 
 
@@ -217,7 +245,7 @@ def test_what_is_not_graded_when_the_step_s_time_is_over_is_not_waited_for(monke
         asked = judge(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.3, concurrency=1)
         start = time.monotonic()
         assert asked.grades([(MESSAGES, "a")] * 50) == [None] * 50
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 10.0
     assert asked.failures == 50 and "were over" in asked.last_error
 
 

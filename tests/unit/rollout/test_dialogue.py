@@ -13,16 +13,15 @@ from rest_megatron.data.answers import turns
 from rest_megatron.data.template import read_template
 from rest_megatron.data.tokens import token_bytes
 from rest_megatron.data.turns import read_turns
-from rest_megatron.distributed.watch import Watch
 from rest_megatron.environment.tools import Tools
 from rest_megatron.errors import DataError, EngineError
 from rest_megatron.rollout.dialogue import Dialogues, open_dialogues
 from rest_megatron.rollout.engine import number_requests
 from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
+from tests.unit.rollout.dialogues import ALONE, prompt_ids, tool
 
 PROMPT = [{"role": "user", "content": "alarm?"}]
-ALONE = SimpleNamespace(on_main=lambda function: function(), watch=Watch())
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +65,12 @@ class Engine:
         return Sample(tuple(prompt), ids, tuple(-0.5 - 0.001 * i for i in range(len(ids))), reason, self.version)
 
 
-def tool(content):
-    return [{"role": "tool", "content": content}]
-
-
 def dialogues(tokenizer, script, respond, *overrides, **engine):
     config = load((), [f"model.path={MODEL}", "rollout.max_turns=4", "rollout.max_new_tokens=1000", *overrides])
     engine = Engine(tokenizer, script, **engine)
     tools = Tools(respond, "rollout.tools=mine.py:f", 30.0)
     table = token_bytes(tokenizer)
     return Dialogues(engine, ALONE, config.rollout, read_turns(config, tokenizer), tools, table), engine
-
-
-def prompt_ids(tokenizer, text="alarm?"):
-    messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def ask(dialogues, *prompts, group_size=1):

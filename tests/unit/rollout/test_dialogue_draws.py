@@ -12,7 +12,8 @@ from rest_megatron.data.turns import read_turns
 from rest_megatron.environment.tools import Tools
 from rest_megatron.rollout.dialogue import Dialogues
 from rest_megatron.types import Request, Sample
-from tests.unit.rollout.test_dialogue import ALONE, MODEL, prompt_ids, tool
+from tests.paths import MODEL
+from tests.unit.rollout.dialogues import ALONE, prompt_ids, tool
 
 
 class NumberedEngine:

@@ -12,6 +12,7 @@ from rest_megatron.errors import Preempted
 from rest_megatron.reward.judge import Judge
 from rest_megatron.rollout.vllm.client import Address, Call, Client
 from rest_megatron.utils.waiting import gather
+from tests.waiting import happens
 
 
 class Stop:
@@ -49,7 +50,7 @@ def test_the_first_error_cancels_the_rest():
     ended, started = [], time.monotonic()
     with pytest.raises(KeyError):
         asyncio.run(gather([after(20, 1, ended), after(0.05, KeyError(), ended), after(20, 2, ended)]))
-    assert len(ended) == 3 and time.monotonic() - started < 5
+    assert len(ended) == 3 and time.monotonic() - started < 10
 
 
 @pytest.fixture
@@ -91,9 +92,8 @@ def test_a_stop_takes_back_what_is_asked(silent, ask):
     started = time.monotonic()
     with pytest.raises(Preempted):
         ask(port, Stop(0.7))
-    assert 0.7 < time.monotonic() - started < 3
-    time.sleep(0.2)
-    assert len(closed) == 5, "the server sees that nobody waits any more"
+    assert 0.7 < time.monotonic() - started < 10
+    assert happens(lambda: len(closed) == 5), "the server sees that nobody waits any more"
 
 
 def test_a_stop_does_not_wait_for_tools_and_asks_them_nothing_more():
@@ -106,7 +106,7 @@ def test_a_stop_does_not_wait_for_tools_and_asks_them_nothing_more():
     started = time.monotonic()
     with pytest.raises(Preempted):
         Tools(respond, "mine", 60).answers([Question("", [], str(i)) for i in range(2 * THREADS)], Stop(0.7))
-    assert 0.7 < time.monotonic() - started < 3
+    assert 0.7 < time.monotonic() - started < 10
     release.set()
     time.sleep(0.1)
     assert len(asked) == THREADS

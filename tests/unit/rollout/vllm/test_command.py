@@ -1,6 +1,7 @@
 """The command line and the environment of a vLLM server."""
 
 import io
+import itertools
 import json
 import shlex
 import stat
@@ -202,7 +203,7 @@ def test_the_printed_line_runs_in_a_shell_and_listens_where_the_url_says(model, 
     done = subprocess.run(line, shell=True, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True)
     words, variables = json.loads(done.stdout)
     assert line.count("\n") == 1 and words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
-    given = dict(zip(words[2::1], words[3::1], strict=False))
+    given = dict(itertools.pairwise(words))
     assert (given["--model"], given["--host"], given["--port"]) == (str(model), "node7", "8123")
     assert json.loads(given["--compilation-config"]) == {"mode": 0}
     assert variables["PYTHONPATH"] == str(WORKER_DIRECTORY) and variables["VLLM_SERVER_DEV_MODE"] == "1"

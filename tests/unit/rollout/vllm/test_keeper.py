@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rest_megatron.rollout.vllm import keeper
+from tests.waiting import happens
 
 SERVER = """
 import os, signal, subprocess, sys, time
@@ -53,7 +54,7 @@ class Case:
             stdout=subprocess.PIPE,
         )
         self.keeper = int(self.trainer.stdout.readline())
-        assert wait(lambda: notes.exists(), 10), "the server did not start"
+        assert happens(notes.exists), "the server did not start"
         self.pids = [int(word) for word in notes.read_text().split()]
 
     def left(self) -> list[int]:
@@ -74,15 +75,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-def wait(condition, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.fixture
 def start(tmp_path):
     cases = []
@@ -100,15 +92,15 @@ def test_a_killed_trainer_leaves_no_process_and_no_directory(start):
     case = start()
     assert case.left() == [case.keeper, *case.pids] and len(case.pids) == 4
     case.trainer.kill()
-    assert wait(lambda: not case.left(), 5), f"still running: {case.left()}"
-    assert wait(lambda: not case.private.exists(), 2)
+    assert happens(lambda: not case.left()), f"still running: {case.left()}"
+    assert happens(lambda: not case.private.exists())
 
 
 def test_a_server_that_ignores_sigterm_is_killed_after_its_grace(start):
     case = start("ignore", grace=1.0)
     started = time.monotonic()
     os.kill(case.keeper, signal.SIGTERM)
-    assert wait(lambda: not case.left(), 6), f"still running: {case.left()}"
+    assert happens(lambda: not case.left()), f"still running: {case.left()}"
     assert time.monotonic() - started >= 1.0
     assert not case.private.exists()
 
@@ -117,14 +109,14 @@ def test_a_trainer_that_dies_while_its_server_ends_leaves_nothing(start):
     case = start("ignore", grace=1.0)
     os.kill(case.keeper, signal.SIGTERM)
     case.trainer.kill()
-    assert wait(lambda: not case.left(), 6), f"still running: {case.left()}"
+    assert happens(lambda: not case.left()), f"still running: {case.left()}"
     assert not case.private.exists()
 
 
 def test_a_server_whose_keeper_is_killed_is_told_to_end(start):
     case = start()
     os.kill(case.keeper, signal.SIGKILL)
-    assert wait(lambda: not runs(case.pids[0]), 5)
+    assert happens(lambda: not runs(case.pids[0]))
 
 
 def test_what_a_server_that_ends_by_itself_leaves_is_killed_and_its_exit_code_passed_on(tmp_path):

@@ -4,39 +4,13 @@ import os
 import stat
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from rest_megatron.errors import EngineError, Preempted
 from rest_megatron.rollout.vllm.client import Client
 from rest_megatron.rollout.vllm.spawned import SpawnedServer
-
-# Programs in place of `python -m vllm...`: what vLLM does when its arguments are wrong, when its engine fails to start,
-# when it hangs, and when all is well. Each start is noted, so that restarts can be counted.
-PREAMBLE = """
-import os, sys, time
-with open(os.environ["NOTES"], "a") as file:
-    print(os.getpid(), file=file)
-"""
-REFUSES = "print('api_server.py: error: unrecognized arguments: --max-modl-len', file=sys.stderr); sys.exit(2)"
-FAILS = """
-print("(EngineCore pid=1) ERROR ValueError: No available memory for the cache blocks", flush=True)
-for i in range(40): print("  File", i)
-print("RuntimeError: Engine core initialization failed. See root cause above.")
-sys.exit(1)
-"""
-HANGS = "print('loading', flush=True); time.sleep(600)"
-ANSWERS = """
-import socketserver
-from http.server import BaseHTTPRequestHandler
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/health" else 404); self.end_headers()
-    def address_string(self): return ""
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer): pass
-Server(sys.argv[sys.argv.index("--uds") + 1], Handler).serve_forever()
-"""
+from tests.unit.rollout.vllm.programs import ANSWERS, FAILS, HANGS, PREAMBLE, REFUSES, runs, started
 
 
 @pytest.fixture
@@ -54,16 +28,6 @@ def spawn(tmp_path):
     yield make
     for server in servers:
         server.close()
-
-
-def started(tmp_path: Path) -> list[int]:
-    """Process ids of all servers so far, in order."""
-    notes = tmp_path / "notes"
-    return [int(line) for line in notes.read_text().split()] if notes.exists() else []
-
-
-def runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def test_a_started_server_answers_on_a_socket_of_this_user_alone_until_it_is_closed(spawn, tmp_path):
@@ -90,7 +54,7 @@ def test_a_server_that_ends_early_is_noticed_at_once_with_its_own_words(spawn, t
     server, begun = spawn(body, start_timeout=60), time.monotonic()
     with pytest.raises(EngineError) as caught:
         server.wait_ready()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     assert all(words in str(caught.value) for words in [*said, str(tmp_path / "vllm.log")])
     assert str(caught.value).count("\n") < 25, "an excerpt, not the whole log"
 
@@ -100,7 +64,7 @@ def test_a_server_that_never_answers_fails_at_its_deadline(spawn, tmp_path):
     begun = time.monotonic()
     with pytest.raises(EngineError, match=r"rollout.start_timeout=1.5 s[^$]*loading"):
         server.wait_ready()
-    assert 1.5 <= time.monotonic() - begun < 6
+    assert 1.5 <= time.monotonic() - begun < 30
     server.close()
     assert [runs(pid) for pid in started(tmp_path)] == [False]
 
@@ -114,7 +78,7 @@ def test_a_stop_does_not_wait_for_a_server_that_starts(spawn):
 
     with pytest.raises(Preempted):
         server.wait_ready(check)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 30
 
 
 def test_a_restarted_server_answers_and_of_the_old_one_nothing_is_left(spawn, tmp_path):
@@ -143,10 +107,7 @@ def test_an_interpreter_that_is_gone_is_named(spawn, tmp_path):
     server.close()
 
 
-def test_a_server_that_cannot_be_started_is_a_clear_error_and_leaves_no_directory(spawn, monkeypatch, tmp_path):
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+def test_a_server_that_cannot_be_started_is_a_clear_error_and_leaves_no_directory(temporary, monkeypatch, tmp_path):
     with pytest.raises(EngineError, match=r"the vLLM server cannot be started: .*No such file.*/gone/vllm.log"):
         SpawnedServer("python", {}, os.environ, tmp_path / "gone" / "vllm.log", 10)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no interpreter"))

@@ -3,7 +3,8 @@
 `Policy` holds this rank's model chunks (several under virtual pipelining) as one module for one DeepSpeed engine.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +187,9 @@ class Policy(nn.Module):
         self.megatron = transformer_config(hf, config, parallel)
         attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
-        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
+        chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
+        # A module list's type does not say what it holds.
+        self.chunks = cast(Sequence[Chunk], chunks)
 
     def _chunk(self, attention: type[nn.Module], vp_stage: int | None) -> Chunk:
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)

@@ -67,6 +67,8 @@ def _server(config: Config, run_dir: Path, on_cpu: bool) -> Server:
     rollout, api_key = config.rollout, os.environ.get(API_KEY, "")
     if rollout.vllm_url is not None:
         return AttachedServer(Address(rollout.vllm_url, api_key=api_key), config)
+    if rollout.vllm_python is None:
+        raise ValueError("rollout.engine=vllm needs rollout.vllm_python or rollout.vllm_url")
     return SpawnedServer(
         rollout.vllm_python,
         server_arguments(config, read_model_config(config), on_cpu),

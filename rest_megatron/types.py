@@ -202,6 +202,7 @@ class PolicyStreams(NamedTuple):
     loss_weights: Tensor
     ref_log_probs: Tensor | None = None
 
-    def select(self, index) -> "PolicyStreams":
-        """The entries at `index`, a slice or an index tensor."""
-        return PolicyStreams(*(None if vector is None else vector[index] for vector in self))
+    def select(self, index: slice | Tensor) -> "PolicyStreams":
+        """The entries at `index`."""
+        reference = None if self.ref_log_probs is None else self.ref_log_probs[index]
+        return PolicyStreams(self.old_log_probs[index], self.advantages[index], self.loss_weights[index], reference)

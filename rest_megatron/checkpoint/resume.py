@@ -105,8 +105,8 @@ def _check(config: Config, identity: RunIdentity, resumed: Resumed) -> None:
     if resumed.is_own and loop["step"] == finished_steps(config, command) == steps:
         raise Finished(
             f"step {steps} of {steps}, exported to hf; nothing to do\n"
-            f"  run.dir={config.run.dir}. To train on, raise {command}.steps with checkpoint.allow_changes=true; to start "
-            "anew, choose another run.dir"
+            f"  run.dir={config.run.dir}. To train on, raise {command}.steps with checkpoint.allow_changes=true; to "
+            "start anew, choose another run.dir"
         )
 
 

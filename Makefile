@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: $(READY)
 
-$(READY): setup.py constraints.txt
+$(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[dev]'
 	touch $(READY)
@@ -55,10 +55,13 @@ test-vllm: $(READY) $(VLLM_READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_constraints.py
 
 fmt: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info runs
+	rm -rf .venv .venv-vllm build *.egg-info runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

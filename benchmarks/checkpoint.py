@@ -31,7 +31,7 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RunConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import initialize, shutdown
+from rest_megatron.distributed.startup import initialize, shutdown
 from rest_megatron.model.huggingface import RandomWeights
 from rest_megatron.types import Trajectory
 

@@ -28,9 +28,10 @@ from benchmarks.floors import hardware_name
 from benchmarks.kernels import package_version, positive
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import initialize, shutdown
+from rest_megatron.distributed.startup import initialize, shutdown
 from rest_megatron.model.huggingface import Safetensors, load_weights
 from rest_megatron.model.model import Policy
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.sampler import Sampler
 
 PROMPT_TOKENS = (16, 64)  # shortest and longest
@@ -78,7 +79,7 @@ def our_sampler(directory: Path, hf: Qwen3Config, prompts: list[list[int]], new_
     sampler = Sampler(policy, parallel, rollout, stop_token_ids=())
 
     def run(seed: int) -> int:
-        groups = sampler.generate(prompts, group_size=1, seed=seed)
+        groups = sampler.generate(number_requests(prompts, new_tokens), group_size=1, seed=seed)
         return sum(len(sample.token_ids) for group in groups for sample in group)
 
     return run

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with the exit code the program ends with.
+"""How a command ends that does not simply end: what a user can cause, each with the program's exit code.
 
 A message says what is wrong, where, the numbers, the rule and the fix. Anything else that escapes is a bug
 and ends the program with exit code 1 and its traceback.
@@ -55,6 +55,13 @@ class Stopped(RestError):
 
     exit_code = 143
     kind = "stopped"
+
+
+class Finished(RestError):
+    """The command has nothing left to do: its run in run.dir is finished."""
+
+    exit_code = 0
+    kind = "finished"
 
 
 class NonFiniteError(RestError):

@@ -4,21 +4,35 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rest_megatron.checkpoint.resume import CHECKPOINTS, Resumed, Saved
-from rest_megatron.checkpoint.rng import rng_states, set_rng_states
+from torch import Tensor
+
+from rest_megatron.checkpoint.resume import CHECKPOINTS, Resumed, RunIdentity
+from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.changes import shaping_keys
 from rest_megatron.errors import CheckpointError, EngineError, Preempted, RestError
 from rest_megatron.model.huggingface import write_companions
-from rest_megatron.observe.rollouts import experience_rows
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
+from rest_megatron.step.dump import experience_rows
 from rest_megatron.types import Experience
 
 EXPERIENCE = "experience.jsonl"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A run as it would be saved."""
+
+    loop: dict[str, Any]
+    """Of `RunState.to_dict`, and cursor_before: the cursor before `experience` was sampled."""
+    experience: Experience | None
+    """The scored answers of the step that has begun."""
+    rng: dict[str, Tensor]
 
 
 class Saver:
@@ -28,16 +42,16 @@ class Saver:
     with the answers that were already scored.
 
     Args:
-        saved: what the checkpoints are those of.
+        identity: what the checkpoints are those of.
     """
 
-    def __init__(self, session: Session, state: RunState, saved: Saved):
+    def __init__(self, session: Session, state: RunState, identity: RunIdentity) -> None:
         self.session = session
         self.state = state
         config, actor = session.config, session.actor
         # As JSON gives it back.
-        shaping = json.loads(json.dumps(shaping_keys(config, saved.command)))
-        self._about = {"command": saved.command, "config": shaping, "data": saved.data}
+        shaping = json.loads(json.dumps(shaping_keys(config, identity.command)))
+        self._about = {"command": identity.command, "config": shaping, "data": identity.data}
         self.store = CheckpointStore(
             session.run_dir / CHECKPOINTS,
             actor,
@@ -46,11 +60,12 @@ class Saver:
             lambda directory: write_companions(actor.policy.hf, actor.model_path, directory, session.chat_template),
         )
         self._seconds = 0.0
+        self._marked: Mark
         self.mark()
-        self._steps = getattr(config, saved.command).steps
+        self._steps = getattr(config, identity.command).steps
 
     def restore(self, read_experience: Callable[[Path], Experience] | None = None) -> Experience | None:
-        """Load the checkpoint that the session goes on from; a run without one of its own is saved as it starts.
+        """Load the checkpoint that the session resumes from; a run without one of its own is saved as it starts.
 
         read_experience: reads scored answers that a stopped run had kept; those are returned. Raises CheckpointError
         when it cannot be loaded.
@@ -70,7 +85,7 @@ class Saver:
                     read_experience(resumed.directory / EXPERIENCE),
                     resumed.loop["cursor_before"],
                 )
-            self._tell(resumed, same_layout)
+            self._report(resumed, same_layout)
         self.mark(experience, cursor_before)
         if (resumed is None or not resumed.is_own) and self.session.config.checkpoint.interval:
             self.save()
@@ -83,8 +98,8 @@ class Saver:
         same = loop["data"] == self._about["data"] and cursor["seed"] == ours["seed"]
         return loop | {"cursor": cursor if same else ours}
 
-    def _tell(self, resumed: Resumed, same_layout: bool) -> None:
-        text = f"going on after step {self.state.step} of {self._steps} from {resumed.directory}"
+    def _report(self, resumed: Resumed, same_layout: bool) -> None:
+        text = f"resuming after step {self.state.step} of {self._steps} from {resumed.directory}"
         if not same_layout:
             saved = {name: size for name, size in resumed.manifest.layout.items() if size is not None}
             text += f"\n  It was saved on another layout, {saved}: same state, other rounding; RNG states begin anew"
@@ -100,23 +115,20 @@ class Saver:
         if experience is None:
             cursor_before = loop["cursor"]
         elif cursor_before is None:
-            cursor_before = self._marked[0]["cursor"]
-        self._marked = (loop | {"cursor_before": cursor_before}, experience, rng_states(self.session.parallel.device))
+            cursor_before = self._marked.loop["cursor"]
+        rng = rng_states(self.session.parallel.device)
+        self._marked = Mark(loop | {"cursor_before": cursor_before}, experience, rng)
 
     def save(self) -> None:
         """Save the run as it was at the last mark. Raises CheckpointError on all ranks alike."""
         started = time.perf_counter()
-        loop, experience, rng = self._marked
-        attachments = {}
-        if experience is not None and self.session.is_main:
-            rows = experience_rows(experience, self.session.token_table, {})
+        marked, attachments = self._marked, {}
+        if marked.experience is not None and self.session.is_main:
+            rows = experience_rows(marked.experience, self.session.token_table, {})
             attachments[EXPERIENCE] = "".join(json.dumps(row) + "\n" for row in rows)
         parallel = self.session.parallel
-        now = rng_states(parallel.device)
-        set_rng_states(rng, parallel.device)
         with parallel.watch.phase("checkpoint"):
-            self.store.save(loop["step"], self._about | loop, attachments)
-        set_rng_states(now, parallel.device)
+            self.store.save(marked.loop["step"], self._about | marked.loop, attachments, rng=marked.rng)
         self._seconds += time.perf_counter() - started
 
     def save_if_due(self) -> None:
@@ -141,10 +153,10 @@ class Saver:
                 self.session.rollout.sleep()
             self.save()
             self.store.close()
-            step = self._marked[0]["step"]
+            step = self._marked.loop["step"]
             raise Preempted(
                 f"{stop.args[0]}: saved after step {step} of {self._steps} in {self.store.directory}; the same command "
-                "goes on from there"
+                "resumes from there"
             ) from stop
         except RestError:
             self._settle()
@@ -152,7 +164,7 @@ class Saver:
         self.store.close()
 
     def _settle(self) -> None:
-        """Wait for the save under way; what it fails with is told, and does not hide why the run ends."""
+        """Wait for the save under way; what it fails with is reported, and does not hide why the run ends."""
         try:
             self.store.close()
         except CheckpointError as error:

@@ -10,20 +10,21 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.checkpoint.resume import Resumed, Saved, find_checkpoint, finished_steps
+from rest_megatron.checkpoint.resume import Resumed, RunIdentity, find_checkpoint, finished_steps
 from rest_megatron.config import dump
 from rest_megatron.config.schema import Config
 from rest_megatron.data.template import read_template
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize, shutdown
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize, shutdown
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.model.huggingface import weight_source
 from rest_megatron.model.model import check_supported
-from rest_megatron.observe.metrics import MetricsLogger, NoMetrics, open_metrics
-from rest_megatron.observe.progress import ProgressLine, open_progress
+from rest_megatron.observe.metrics import Metrics, NoMetrics, open_metrics
+from rest_megatron.observe.progress import Progress, open_progress
 from rest_megatron.reward.judge import Judge, build_judge
 from rest_megatron.reward.presets import Reward, build_reward
 from rest_megatron.rollout.build import build_engine
@@ -50,10 +51,10 @@ class Session:
     """On the rank that scores, when there is one."""
     actor: Actor
     rollout: RolloutEngine
-    metrics: MetricsLogger
-    progress: ProgressLine
+    metrics: Metrics
+    progress: Progress
     resumed: Resumed | None
-    """The checkpoint that the run goes on from."""
+    """The checkpoint that the run resumes from."""
 
     @property
     def is_main(self) -> bool:
@@ -72,13 +73,14 @@ def open_session(
     tokenizer: PreTrainedTokenizerBase,
     total_optimizer_steps: int,
     prompts: Sequence[Prompt] = (),
-    saved: Saved | None = None,
+    identity: RunIdentity | None = None,
 ) -> Iterator[Session]:
     """Start processes, logs, rollout server and model for a configuration that has been checked.
 
     `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed with a rollout server, are some it will
-    answer. saved: whose checkpoints are looked for; None: the command has none. Read and check all input before: what
-    fails in here costs a job its start. Raises RestError; when asked to stop Preempted, or Stopped without checkpoints.
+    answer. identity: whose checkpoints are looked for; None: the command has none. Read and check all input before:
+    what fails in here costs a job its start. Raises RestError; Finished when the run has finished; when asked to stop
+    Preempted, or Stopped without checkpoints.
     """
     checkpoint, stacks = config.checkpoint, Path(config.run.dir) / "hang"
     watch = Watch(save_by=checkpoint.save_by, hang_timeout=config.run.hang_timeout, stacks=stacks, rank=launch.rank)
@@ -86,11 +88,11 @@ def open_session(
         with watch, ExitStack() as stack:
             # What takes long here has deadlines of its own.
             with watch.phase("start"), watch.patient():
-                session = _start(config, launch, tokenizer, total_optimizer_steps, prompts, saved, watch, stack)
+                session = _start(config, launch, tokenizer, total_optimizer_steps, prompts, identity, watch, stack)
             yield session
             session.rollout.close()
     except Preempted as stop:
-        if saved is None:
+        if identity is None:
             raise Stopped(f"{stop.args[0]}: this command saves nothing; start it again in another run.dir") from stop
         raise
     # Not after an error: the ranks still need the group to agree on who reports it.
@@ -103,7 +105,7 @@ def _start(
     tokenizer: PreTrainedTokenizerBase,
     total_optimizer_steps: int,
     prompts: Sequence[Prompt],
-    saved: Saved | None,
+    identity: RunIdentity | None,
     watch: Watch,
     stack: ExitStack,
 ) -> Session:
@@ -121,7 +123,7 @@ def _start(
     )
     progress = stack.enter_context(open_progress(launch.rank, config))
     parallel.on_main(lambda: stack.enter_context(locked(run_dir)))
-    resumed = None if saved is None else find_checkpoint(config, saved, parallel, progress.write)
+    resumed = None if identity is None else find_checkpoint(config, identity, parallel, progress.write)
     metrics = _open_metrics(config, parallel, resumed, stack)
     require_shared(run_dir)
     # Before the model: a server that shares the actor's GPUs measures their free memory when it starts.
@@ -145,16 +147,14 @@ def _start(
     )
 
 
-def _open_metrics(
-    config: Config, parallel: Parallel, resumed: Resumed | None, stack: ExitStack
-) -> MetricsLogger | NoMetrics:
+def _open_metrics(config: Config, parallel: Parallel, resumed: Resumed | None, stack: ExitStack) -> Metrics:
     """This rank's logger, and config.yaml beside its files. Collective; what keeps rank 0 from it is raised on all."""
     run_dir, after, evaluated = Path(config.run.dir), None, None
     if resumed is not None and resumed.is_own:
         after = resumed.loop["step"]
         closed = resumed.loop["closed"] or finished_steps(config, resumed.loop["command"]) == after
         evaluated = after if closed else after - 1
-    opened: list[MetricsLogger | NoMetrics] = [NoMetrics()]
+    opened: list[Metrics] = [NoMetrics()]
 
     def open_here() -> None:
         opened.append(stack.enter_context(open_metrics(parallel.rank, run_dir, config, after, evaluated)))

@@ -23,6 +23,17 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Request:
+    """Answers to one prompt, as an engine is asked for them."""
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    """Ids of the longest answer."""
+    number: int
+    """From 0 on; the draws go by it. A prompt keeps its draws when others are left out."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One sampled answer. The ids are those the engine drew; nothing is ever tokenised again."""
 
@@ -148,6 +159,8 @@ class Batch:
     """Of each trajectory: its number among the step's answers."""
     group_index: list[int]
     """Of each trajectory: its prompt's number."""
+    num_groups: int
+    """Prompts of the whole step, on all ranks."""
     advantages: Tensor
     """[T] float32: the answer's advantage, at each of its tokens."""
     regions: Tensor
@@ -179,8 +192,9 @@ class TokenStats(NamedTuple):
 class PolicyStreams(NamedTuple):
     """What the policy loss reads besides tokens: flat float32 vectors over this rank's target tokens.
 
-    `loss_weights` already hold mask, token weight and the GLOBAL normaliser. Entries of a token that weighs 0 are not
-    read. ref_log_probs: needed when algorithm.kl_coef > 0.
+    `loss_weights` already hold mask, token weight, importance and the GLOBAL normaliser. Entries of a token that weighs
+    0 are not read. old_log_probs: the actor's, before the step's updates. ref_log_probs: the initial policy's, needed
+    when algorithm.kl_coef > 0.
     """
 
     old_log_probs: Tensor

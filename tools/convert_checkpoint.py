@@ -1,4 +1,4 @@
-"""The `convert` command as a script, for batch jobs: python tools/convert_checkpoint.py input=DIR output=DIR ..."""
+"""The `convert` command as a script, for batch jobs: `python tools/convert_checkpoint.py RUN OUT ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The `diff` command as a script, for batch jobs: python tools/diff_checkpoints.py input=DIR against=DIR"""
+"""The `diff` command as a script, for batch jobs: `python tools/diff_checkpoints.py A B`."""
 
 import sys
 

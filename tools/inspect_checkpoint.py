@@ -1,4 +1,4 @@
-"""The `inspect` command as a script, for batch jobs: python tools/inspect_checkpoint.py input=DIR"""
+"""The `inspect` command as a script, for batch jobs: `python tools/inspect_checkpoint.py RUN`."""
 
 import sys
 

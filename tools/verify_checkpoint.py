@@ -1,4 +1,4 @@
-"""The `verify` command as a script, for batch jobs: python tools/verify_checkpoint.py input=DIR"""
+"""The `verify` command as a script, for batch jobs: `python tools/verify_checkpoint.py RUN`."""
 
 import sys
 

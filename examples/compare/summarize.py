@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from arms import ARMS, BASELINE, directory
 from matplotlib.figure import Figure
-from statistics_t import interval
+from scipy import stats
 
 from rest_megatron.reward.paper import parse_ground_truth, score
 
@@ -109,6 +109,11 @@ def summary(name: str, curves: dict[str, list[Curve]], budget: float) -> dict:
                 "difference_interval": interval(own - base),
             }
     return row
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> float:
+    """Half width of the `level` interval of the mean of `values`, at least two of them, by Student's t."""
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
 
 
 def table(rows: list[dict], num_seeds: int, budget: int, num_prompts: int) -> str:

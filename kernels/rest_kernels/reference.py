@@ -78,6 +78,50 @@ def merge_shard_stats(stats: Tensor, temperature: float = 1.0) -> tuple[Tensor, 
     return log_p, entropy, collision
 
 
+def bounded_log_ratio(log_ratio: Tensor) -> Tensor:
+    """A difference of log-probs held within +-LOG_RATIO_BOUND, so that exp stays finite; beyond, it has no gradient."""
+    return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def clipped_loss(
+    ratio: Tensor,
+    advantages: Tensor,
+    *,
+    clip_ratio_low: float = 0.2,
+    clip_ratio_high: float = 0.2,
+    clip_ratio_dual: float | None = None,
+) -> Tensor:
+    """Clipped surrogate of PPO (arXiv 1707.06347 Eq. 7), optionally dual-clipped (arXiv 1912.09729 Eq. 5).
+
+    l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 and a dual clip c > 1 is given, l = min(l, -A c).
+    ratio, advantages: of any one shape, which is the result's.
+    """
+    clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if clip_ratio_dual is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip_ratio_dual), loss)
+
+
+def held_by_clip(
+    ratio: Tensor,
+    advantages: Tensor,
+    *,
+    clip_ratio_low: float = 0.2,
+    clip_ratio_high: float = 0.2,
+    clip_ratio_dual: float | None = None,
+) -> Tensor:
+    """Bool: where `clipped_loss` holds the ratio, so that it has no gradient.
+
+    Above 1 + high where A > 0; below 1 - low or above the dual clip where A < 0; nowhere at A = 0.
+    """
+    held_of_negative = ratio < 1 - clip_ratio_low
+    if clip_ratio_dual is not None:
+        held_of_negative |= ratio > clip_ratio_dual
+    held_of_positive = ratio > 1 + clip_ratio_high
+    return (held_of_positive & (advantages > 0)) | (held_of_negative & (advantages < 0))
+
+
 def ppo_token_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -87,22 +131,19 @@ def ppo_token_loss(
     clip_ratio_high: float = 0.2,
     clip_ratio_dual: float | None = None,
 ) -> Tensor:
-    """Clipped surrogate of PPO per token (arXiv 1707.06347 Eq. 7), optionally dual-clipped (arXiv 1912.09729 Eq. 5).
-
-    r = exp(log_probs - old_log_probs), the exponent held within +-20;
-    l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0 and a dual clip c > 1 is given, l = min(l, -A c).
-    """
-    ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
-    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
-    if clip_ratio_dual is None:
-        return loss
-    return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip_ratio_dual), loss)
+    """`clipped_loss` of each token, with r = exp(log_probs - old_log_probs), the exponent held within +-20."""
+    return clipped_loss(
+        bounded_log_ratio(log_probs - old_log_probs).exp(),
+        advantages,
+        clip_ratio_low=clip_ratio_low,
+        clip_ratio_high=clip_ratio_high,
+        clip_ratio_dual=clip_ratio_dual,
+    )
 
 
 def kl_to_reference(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """Estimate k3 of KL(policy || reference) per token: e^d - 1 - d, d = ref - log_probs held within +-20."""
-    delta = (ref_log_probs - log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    delta = bounded_log_ratio(ref_log_probs - log_probs)
     return delta.exp() - 1 - delta
 
 

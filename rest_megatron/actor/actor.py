@@ -148,7 +148,7 @@ class Actor:
         def forward_step(iterator, model):
             parallel.watch.beat()
             # Data-parallel ranks need not be at the same micro-batch either: they agree after the schedule.
-            if may_leave and parallel.block_asked():
+            if may_leave and parallel.block_must_stop():
                 raise _LeftSchedule
             batch = next(iterator)
             output = model(

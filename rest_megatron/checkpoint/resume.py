@@ -1,7 +1,8 @@
-"""Where a run goes on from: a checkpoint of run.dir, or one that is named, whole and of the same run."""
+"""Where a run resumes from: a checkpoint of run.dir, or one that is named, whole and of the same run."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,33 @@ from rest_megatron.config.changes import check_unchanged
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.parallel import Parallel
-from rest_megatron.errors import CheckpointError, ConfigError
+from rest_megatron.errors import CheckpointError, ConfigError, Finished
 
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a command saves its checkpoints as."""
+class RunIdentity:
+    """What the checkpoints of a run are those of."""
 
     command: str
     """train or sft."""
     data: str
-    """`run_state.data_hash` of what is trained on."""
+    """`data_hash` of what is trained on."""
+
+
+def data_hash(rows: Iterable[Any]) -> str:
+    """SHA-256 of rows that are plain JSON: what a run trains on, whatever its file is called."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode("utf-8"))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """The checkpoint that a run goes on from."""
+    """The checkpoint that a run resumes from."""
 
     directory: Path
     manifest: Manifest
@@ -43,12 +52,15 @@ class Resumed:
         return self.manifest.state["train"]
 
 
-def find_checkpoint(config: Config, saved: Saved, parallel: Parallel, say: Callable[[str], None]) -> Resumed | None:
-    """The checkpoint to go on from, verified; None: the run starts anew. Collective.
+def find_checkpoint(
+    config: Config, identity: RunIdentity, parallel: Parallel, say: Callable[[str], None]
+) -> Resumed | None:
+    """The checkpoint to resume from, verified; None: the run starts anew. Collective.
 
     say: shows what was skipped, and why.
     Raises CheckpointError when there are checkpoints but none is whole, or what is named is none; ConfigError when
-    data or keys that shape the training differ, the run has finished, or another one of its checkpoints is named.
+    data or keys that shape the training differ, or another one of its checkpoints is named; Finished when the same run
+    has finished.
     """
     wanted = config.checkpoint.resume
     if wanted == "never":
@@ -70,19 +82,19 @@ def find_checkpoint(config: Config, saved: Saved, parallel: Parallel, say: Calla
         return None
     else:
         resumed = Resumed(Path(wanted), verify(Path(wanted), parallel), is_own=False)
-    _check(config, saved, resumed)
+    _check(config, identity, resumed)
     return resumed
 
 
-def _check(config: Config, saved: Saved, resumed: Resumed) -> None:
-    """Raise ConfigError unless the run may go on from there."""
-    loop, where, command = resumed.loop, str(resumed.directory), saved.command
+def _check(config: Config, identity: RunIdentity, resumed: Resumed) -> None:
+    """Raise ConfigError unless the run may resume from there, Finished when nothing of it is left to do."""
+    loop, where, command = resumed.loop, str(resumed.directory), identity.command
     if loop["command"] != command:
         raise ConfigError(
             f"{where} was saved by the command {loop['command']}, and this is {command}. Choose another run.dir"
         )
     check_unchanged(config, command, loop["config"], where)
-    if loop["data"] != saved.data and not config.checkpoint.allow_changes:
+    if loop["data"] != identity.data and not config.checkpoint.allow_changes:
         rule = f"gives other rows than those that {where} was trained on (their hashes differ)"
         fix = "Restore the file, tokenizer and chat template, or allow it with checkpoint.allow_changes=true"
         refuse(config, "data.train" if command == "train" else "sft.data", rule, fix)
@@ -91,9 +103,10 @@ def _check(config: Config, saved: Saved, resumed: Resumed) -> None:
         rule = f"is less than the {loop['step']} steps after which {where} was saved"
         refuse(config, f"{command}.steps", rule, "Raise it, or start from an earlier checkpoint in another run.dir")
     if resumed.is_own and loop["step"] == finished_steps(config, command) == steps:
-        raise ConfigError(
-            f"run.dir={config.run.dir} holds a finished run: step {steps} of {command}.steps={steps}, exported to hf\n"
-            f"  Choose another run.dir, or raise {command}.steps with checkpoint.allow_changes=true"
+        raise Finished(
+            f"step {steps} of {steps}, exported to hf; nothing to do\n"
+            f"  run.dir={config.run.dir}. To train on, raise {command}.steps with checkpoint.allow_changes=true; to "
+            "start anew, choose another run.dir"
         )
 
 

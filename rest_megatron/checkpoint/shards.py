@@ -24,6 +24,7 @@ from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model.mapping import Mapped, Piece, expected_tensors, kv_groups, mapped_parameters, merge, split
 from rest_megatron.utils.files import unwritable
+from rest_megatron.utils.grouping import groups_within
 
 GROUP_BYTES = 2**30
 """What a rank reads, or writes into one file, at once; or one parameter that is larger."""
@@ -67,7 +68,7 @@ def write_share(
 
     Raises CheckpointError on all ranks when one cannot write.
     """
-    writer = HuggingFaceStorageWriter(str(directory), _file_numbers(hf, parallel), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(directory), file_numbers(hf, parallel), save_distributed=True)
     try:
         dcp.save(share, storage_writer=writer, process_group=group)
     except CheckpointException as error:
@@ -76,18 +77,16 @@ def write_share(
     return sorted(directory.glob(f"shard-{parallel.rank + 1:05d}-*.safetensors"))
 
 
-def _file_numbers(hf: PreTrainedConfig, parallel: Parallel) -> dict[str, int]:
+def file_numbers(hf: PreTrainedConfig, parallel: Parallel) -> dict[str, int]:
     """Key -> number, from 1, of the file it goes into; every rank has its own file of each number it has tensors of."""
     limit = GROUP_BYTES * parallel.tp_size * parallel.dp_size
-    numbers: dict[str, int] = {}
-    number, room = 0, 0
-    for name, shape in expected_tensors(hf).items():
-        size = 4 * len(KINDS) * torch.Size(shape).numel()
-        if size > room:
-            number, room = number + 1, limit
-        room -= size
-        numbers.update({f"{kind}/{name}": number for kind in KINDS})
-    return numbers
+    files = groups_within(limit, expected_tensors(hf).items(), lambda tensor: _state_bytes(torch.Size(tensor[1])))
+    return {f"{kind}/{name}": number for number, file in enumerate(files, 1) for name, _ in file for kind in KINDS}
+
+
+def _state_bytes(shape: torch.Size) -> int:
+    """The size of a parameter's master and moments."""
+    return 4 * len(KINDS) * shape.numel()
 
 
 class _Reader(HuggingFaceStorageReader):
@@ -132,19 +131,8 @@ def read_state(actor: Actor, parallel: Parallel, directory: Path) -> None:
 
 def _batches(actor: Actor) -> Iterator[list[Mapped]]:
     """The parameters of which this rank has a part, those of at most GROUP_BYTES together."""
-    batch: list[Mapped] = []
-    room = GROUP_BYTES
-    for mapped in mapped_parameters(actor.policy):
-        if not has_fragment(mapped.parameter):
-            continue
-        size = 4 * len(KINDS) * mapped.parameter.numel()
-        if batch and size > room:
-            yield batch
-            batch, room = [], GROUP_BYTES
-        batch.append(mapped)
-        room -= size
-    if batch:
-        yield batch
+    present = (mapped for mapped in mapped_parameters(actor.policy) if has_fragment(mapped.parameter))
+    return groups_within(GROUP_BYTES, present, lambda mapped: _state_bytes(mapped.parameter.shape))
 
 
 def _mesh(parallel: Parallel) -> DeviceMesh:

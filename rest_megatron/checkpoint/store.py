@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import rest_megatron
@@ -25,7 +26,7 @@ from rest_megatron.checkpoint.choose import LATEST, prune, verify
 from rest_megatron.checkpoint.manifest import FORMAT, Manifest, check_sizes, file_entry, write_manifest
 from rest_megatron.checkpoint.rng import fits, rng_states, set_rng_states
 from rest_megatron.checkpoint.shards import copy_state, expected_keys, read_state, state_bytes, write_share
-from rest_megatron.config.checkpoint import CheckpointConfig
+from rest_megatron.config.schema import CheckpointConfig
 from rest_megatron.distributed.parallel import COLLECTIVE_TIMEOUT, Parallel
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model.mapping import mismatch
@@ -33,6 +34,7 @@ from rest_megatron.utils.files import UNFINISHED, replace_directory, replace_dur
 
 STATE, RNG, HF = "state", "rng", "hf"
 PACKAGES = ("torch", "megatron-core", "deepspeed")
+T = TypeVar("T")
 
 
 class CheckpointStore:
@@ -63,10 +65,19 @@ class CheckpointStore:
         self.group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         self._thread: _Thread | None = None
 
-    def save(self, step: int, state: Mapping[str, Any], attachments: Mapping[str, str] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        attachments: Mapping[str, str] | None = None,
+        *,
+        rng: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write the checkpoint `step`; one that is there already is replaced. Then delete those beyond `keep`.
 
         state: plain JSON, given back as manifest.state["train"]; attachments: file name -> text. Both are rank 0's.
+        rng: this rank's RNG states, as an earlier `rng_states` returned them; None: as they are now. The generators
+        themselves stay as they are.
         With `background` it returns when the state is copied to CPU memory; the next call waits for the rest. Raises
         CheckpointError on all ranks, and leaves earlier checkpoints as they were, when a rank cannot write.
         """
@@ -75,7 +86,8 @@ class CheckpointStore:
         self._on_main(lambda: self._make_room(sum(map(len, texts.values()))))
         share = copy_state(self.actor, self.parallel)
         manifest = self._manifest(step, json.loads(json.dumps(state)))
-        files = {_rng_file(self.parallel.rank): save(rng_states(self.parallel.device))}
+        states = rng_states(self.parallel.device) if rng is None else dict(rng)
+        files = {_rng_file(self.parallel.rank): save(states)}
         if self.parallel.rank == 0:
             files |= texts
         write = partial(self._write, manifest, share, files)
@@ -104,14 +116,14 @@ class CheckpointStore:
         found = {key: tuple(tensor["shape"]) for key, tensor in manifest.tensors.items()}
         if problem := mismatch(found, expected_keys(self.actor.policy.hf)):
             raise CheckpointError(f"{directory} {problem}. It was saved by a run of another model than model.path")
-        together(self.group, lambda: read_state(self.actor, self.parallel, directory / STATE))
+        self._on_all(lambda: read_state(self.actor, self.parallel, directory / STATE))
         self.actor.restore(manifest.state["actor"])
         return self._load_rng(directory, manifest)
 
     def _load_rng(self, directory: Path, manifest: Manifest) -> bool:
         if manifest.layout != _layout(self.parallel):
             return False
-        states = {}
+        states: dict[str, Tensor] = {}
 
         def read() -> bool:
             path = directory / _rng_file(self.parallel.rank)
@@ -121,7 +133,7 @@ class CheckpointStore:
                 raise CheckpointError(f"{path} cannot be read: {error}") from error
             return fits(states, self.parallel.device)
 
-        if not all(together(self.group, read)):
+        if not all(self._on_all(read)):
             return False
         set_rng_states(states, self.parallel.device)
         return True
@@ -139,7 +151,7 @@ class CheckpointStore:
 
     def _manifest(self, step: int, state: dict[str, Any]) -> Manifest:
         """Of a checkpoint whose files are not written yet."""
-        counters = together(self.group, self.actor.counters)
+        counters = self._on_all(self.actor.counters)
         if any(of_rank != counters[0] for of_rank in counters):
             raise CheckpointError(f"the ranks are at different updates: {counters}")
         return Manifest(
@@ -164,7 +176,7 @@ class CheckpointStore:
             self._on_main(lambda: _make_directories(unfinished))
             shards = write_share(share, unfinished / STATE, self.actor.policy.hf, self.parallel, self.group)
             share.clear()
-            entries = together(self.group, lambda: self._write_files(unfinished, files, shards))
+            entries = self._on_all(lambda: self._write_files(unfinished, files, shards))
             listed = {name: entry for of_rank in entries for name, entry in of_rank.items()}
             self._on_main(lambda: self._complete(directory, unfinished, replace(manifest, files=listed)))
         except CheckpointError:
@@ -201,8 +213,21 @@ class CheckpointStore:
         prune(self.directory, self.settings.keep, directory)
 
     def _on_main(self, function: Callable[[], None]) -> None:
-        """`function()` on rank 0; its CheckpointError is raised on all."""
-        together(self.group, lambda: function() if self.parallel.rank == 0 else None)
+        """`function()` on rank 0; its CheckpointError or OSError is raised on all, as CheckpointError."""
+        self._on_all(lambda: function() if self.parallel.rank == 0 else None)
+
+    def _on_all(self, function: Callable[[], T]) -> list[T]:
+        """Every rank's `function()`, over the group of the store; an OSError is raised on all as CheckpointError."""
+
+        def checked() -> T:
+            try:
+                return function()
+            except OSError as error:
+                raise CheckpointError(
+                    f"rank {self.parallel.rank}: {error}. Check the space and the rights of the disk"
+                ) from error
+
+        return self.parallel.on_all(checked, self.group)
 
 
 class _Thread(threading.Thread):
@@ -222,25 +247,6 @@ class _Thread(threading.Thread):
             self.function()
         except BaseException as error:
             self.error = error
-
-
-def together(group: dist.ProcessGroup, function: Callable[[], Any]) -> list[Any]:
-    """The picklable value of every rank's `function()`, on all ranks of a gloo group.
-
-    The CheckpointError or OSError of a rank is raised on all, as CheckpointError.
-    """
-    try:
-        outcome = function()
-    except CheckpointError as error:
-        outcome = error
-    except OSError as error:
-        outcome = CheckpointError(f"rank {dist.get_rank()}: {error}. Check the space and the rights of the disk")
-    outcomes: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, outcome, group=group)
-    for outcome in outcomes:
-        if isinstance(outcome, CheckpointError):
-            raise outcome
-    return outcomes
 
 
 def _make_directories(unfinished: Path) -> None:

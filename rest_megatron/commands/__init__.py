@@ -1,1 +1,1 @@
-"""Commands over files of rows: no model, no process group."""
+"""The commands: `catalogue` declares them, and each is run by the module of its name."""

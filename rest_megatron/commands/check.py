@@ -8,24 +8,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
+from rest_megatron.commands.catalogue import Check
 from rest_megatron.config.check import check_data_files, check_run, check_run_dir, read_model_config
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.types import Prompt
-from rest_megatron.utils.libraries import has_apex, has_transformer_engine
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import has_apex, has_transformer_engine, quiet_libraries
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
 OPTIONAL = {"Transformer Engine": has_transformer_engine, "Apex": has_apex}
 
 
-def main(config: Config, world_size: int, stream: TextIO) -> None:
+def main(config: Config, options: Check, stream: TextIO) -> None:
     """Write one line per finding to `stream`, "ok" at the end.
 
-    Raises ConfigError, DataError or CheckpointError for the first thing that would stop a job of `world_size` ranks.
+    Raises ConfigError, DataError or CheckpointError for the first thing that would stop a job of that
+    many ranks.
     """
-    for findings in (machine(), layout(config, world_size), model(config), data(config), run_directory(config)):
+    for findings in (machine(), layout(config, options.world_size), model(config), data(config), run_directory(config)):
         for name, finding in findings:
             stream.write(f"{name:<20} {finding}\n")
     stream.write("ok\n")

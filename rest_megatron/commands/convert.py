@@ -3,8 +3,7 @@
 import sys
 from typing import TextIO
 
-from rest_megatron.commands.arguments import FileArguments
-from rest_megatron.config.schema import Config
+from rest_megatron.commands.catalogue import Convert
 from rest_megatron.convert.convert import Target, convert
 from rest_megatron.convert.megatron_format import MegatronWeights
 from rest_megatron.convert.meter import metered, size_text
@@ -15,23 +14,23 @@ from rest_megatron.errors import ConfigError
 from rest_megatron.model.model import DTYPES
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Convert files.input to files.output, and write to `stream` what was what; the progress goes to stderr.
+def main(options: Convert, stream: TextIO) -> None:
+    """Convert options.input to options.output, and write to `stream` what was what; the progress goes to stderr.
 
     Raises CheckpointError for what cannot be read, written or trusted, ConfigError for a combination that means
     nothing.
     """
-    found = recognise(files.input, check_whole, lambda text: stream.write(f"{text}\n"))
+    found = recognise(options.input, check_whole, lambda text: stream.write(f"{text}\n"))
     other = MEGATRON if found.kind == HUGGING_FACE else HUGGING_FACE
-    kind = {"hf": HUGGING_FACE, "megatron": MEGATRON, "": other}[files.format]
-    if files.vocab_multiple > 1 and kind != MEGATRON:
+    kind = {"hf": HUGGING_FACE, "megatron": MEGATRON, None: other}[options.format]
+    if options.vocab_multiple > 1 and kind != MEGATRON:
         raise ConfigError(
-            "convert: vocab_multiple= pads the vocabulary of format=megatron; Hugging Face has no padding"
+            "convert: --vocab-multiple pads the vocabulary of --format megatron; Hugging Face has no padding"
         )
-    target = Target(files.output, kind, DTYPES.get(files.dtype), files.vocab_multiple)
+    target = Target(options.output, kind, DTYPES[options.dtype] if options.dtype else None, options.vocab_multiple)
     stream.write(f"input   {found.directory}: {found.kind}\n")
     stream.flush()
-    model = open_model(found, files.model, files.trust_pickle)
+    model = open_model(found, options.model, options.trust_pickle)
     if isinstance(model.weights, MegatronWeights):
         rows = model.weights.vocabulary
         stream.write(f"vocabulary: {rows} rows, {rows - model.hf.vocab_size} of padding cut off\n")
@@ -39,5 +38,5 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
     with metered(sys.stderr, 3 * total_bytes(in_dtype(model.weights, target.dtype))) as seen:
         done = convert(model, target, seen)
     reused = f"; {done.reused} files of it from an earlier attempt" if done.reused else ""
-    stream.write(f"output  {files.output}: {kind}, {done.tensors} tensors, {size_text(done.size)}{reused}\n")
+    stream.write(f"output  {options.output}: {kind}, {done.tensors} tensors, {size_text(done.size)}{reused}\n")
     stream.write("read again and compared with the input: identical\n")

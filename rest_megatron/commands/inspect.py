@@ -8,8 +8,7 @@ from typing import TextIO
 import torch
 
 from rest_megatron.checkpoint.manifest import Manifest, read_manifest
-from rest_megatron.commands.arguments import FileArguments
-from rest_megatron.config.schema import Config
+from rest_megatron.commands.catalogue import Inspect
 from rest_megatron.convert.meter import size_text
 from rest_megatron.convert.opening import read_config
 from rest_megatron.convert.recognise import HUGGING_FACE, STEP, Found, recognise
@@ -20,15 +19,15 @@ from rest_megatron.convert.weights import open_huggingface
 WIDTH = 100  # of the JSON of one entry of the state
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Write what files.input holds to `stream`, a line per fact. Raises CheckpointError for what cannot be read."""
-    found = recognise(files.input, read_manifest, lambda text: stream.write(f"{text}\n"))
+def main(options: Inspect, stream: TextIO) -> None:
+    """Write what options.input holds to `stream`, a line per fact. Raises CheckpointError for what cannot be read."""
+    found = recognise(options.input, read_manifest, lambda text: stream.write(f"{text}\n"))
     if found.kind == STEP:
         facts = _step(read_manifest(found.directory))
     elif found.kind == HUGGING_FACE:
         facts = _tensors(open_huggingface(found.directory, read_config(found.directory)).tensors)
     else:
-        facts = _megatron(found.directory, files.trust_pickle)
+        facts = _megatron(found.directory, options.trust_pickle)
     what = ("kind", found.kind), ("directory", str(found.directory))
     for name, fact in (*what, *_model(found), *facts, ("files", _files(found.directory))):
         stream.write(f"{name:<13} {fact}\n")
@@ -63,7 +62,7 @@ def _step(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _megatron(directory: Path, trust_pickle: bool) -> Iterator[tuple[str, str]]:
     if not trust_pickle:
-        yield "tensors", "not looked at: .metadata is a pickle, which is read only with trust_pickle=true"
+        yield "tensors", "not looked at: .metadata is a pickle, which is read only with --trust-pickle"
         return
     source = TorchDist(directory, trust_pickle)
     stacked = any(region.layer is not None for region in source.regions.values())

@@ -10,8 +10,8 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rest_megatron.commands.arguments import FileArguments
-from rest_megatron.config.schema import Config
+from rest_megatron.commands.catalogue import Prepare
+from rest_megatron.config.schema import AnswerFormat, Config
 from rest_megatron.data.chat import read_messages
 from rest_megatron.data.convert import SOURCES
 from rest_megatron.data.convert.render import native_row, rlla_row
@@ -19,7 +19,7 @@ from rest_megatron.data.convert.steps import Step, steps, unusable
 from rest_megatron.data.rows import BadRow, as_object, first_faults, read_records, text
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.paper import parse_ground_truth, score
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
 PAYLOAD = ("arguments", "parameters")
@@ -36,27 +36,29 @@ class Conversion:
     """Dialogues with a system message of their own."""
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Convert files.input, records of files.source, to files.output, and write the counts to `stream`.
+def main(config: Config, options: Prepare, stream: TextIO) -> None:
+    """Convert options.input, records of options.source, to options.output, and write the counts to `stream`.
 
     data.answer_format "toolrl" writes rows in ToolRL's schema, the others messages and a column `tools`.
     Raises ConfigError for an unknown kind of output, DataError when a file cannot be read or written, when parquet has
     changed its calls or tools, or when no record is usable.
     """
-    writer = _writer(files.output)
-    records = read_records(files.input)
-    _refuse_padded(files.input)
-    done = convert(records, files.source, config.data.answer_format)
+    writer = _writer(options.output)
+    records = read_records(options.input)
+    _refuse_padded(options.input)
+    done = convert(records, options.source, config.data.answer_format)
     lines = _report(done, config.data.answer_format)
     if not done.rows:
-        raise DataError("\n".join([f"{files.input}: none of {len(records)} {files.source} records is usable", *lines]))
-    with replacing(files.output) as path:
+        raise DataError(
+            "\n".join([f"{options.input}: none of {len(records)} {options.source} records is usable", *lines])
+        )
+    with replacing(options.output) as path:
         writer(done.rows, path)
-    title = f"{files.output}: {len(done.rows)} rows from {len(records)} {files.source} records in {files.input}"
+    title = f"{options.output}: {len(done.rows)} rows from {len(records)} {options.source} records in {options.input}"
     stream.write("\n".join([title, *lines]) + "\n")
 
 
-def convert(records: list[tuple[str, object]], source: str, answer_format: str) -> Conversion:
+def convert(records: list[tuple[str, object]], source: str, answer_format: AnswerFormat) -> Conversion:
     """Rows of every action that can be learnt from.
 
     records: as `read_records` gives them. source: a key of SOURCES. answer_format: as data.answer_format.
@@ -81,7 +83,7 @@ def convert(records: list[tuple[str, object]], source: str, answer_format: str) 
     return done
 
 
-def _row(step: Step, answer_format: str, index: int, source: str) -> dict:
+def _row(step: Step, answer_format: AnswerFormat, index: int, source: str) -> dict:
     if answer_format == "toolrl":
         return rlla_row(step, index, source)
     return native_row(step, answer_format, index, source)
@@ -126,7 +128,7 @@ def _free_struct(kind: pa.DataType, where: str) -> str:
     return next(filter(None, (_free_struct(each.type, f"{where}.{each.name}") for each in kind)), "")
 
 
-def _report(done: Conversion, answer_format: str) -> list[str]:
+def _report(done: Conversion, answer_format: AnswerFormat) -> list[str]:
     lines = []
     if done.dropped:
         lines.append(f"{done.dropped.total()} actions left out:")
@@ -142,7 +144,7 @@ def _report(done: Conversion, answer_format: str) -> list[str]:
 def _writer(output: Path) -> Callable[[list[dict], Path], None]:
     writers = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
     if output.suffix not in writers:
-        raise ConfigError(f"output={output} ends in {output.suffix!r}; rows are written to {', '.join(writers)}")
+        raise ConfigError(f"--output {output} ends in {output.suffix!r}; rows are written to {', '.join(writers)}")
     return writers[output.suffix]
 
 

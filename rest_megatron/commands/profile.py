@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from rest_megatron.commands.inputs import read_prompts
 from rest_megatron.config.schema import Config
-from rest_megatron.data.cursor import PromptCursor
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.method.regions import Region
@@ -19,10 +18,12 @@ from rest_megatron.method.weights import region_sums
 from rest_megatron.observe.profile import profile_table, write_profile
 from rest_megatron.observe.rollouts import length_metrics
 from rest_megatron.session import Session, open_session
+from rest_megatron.state import RunState, new_state
+from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import collect
 from rest_megatron.step.score import reward_metrics
-from rest_megatron.step.update import gradient_variances, loss_inputs
-from rest_megatron.step.weigh import StepWeights, WeightState, global_means, weigh_experience
+from rest_megatron.step.update import gradient_variances, policy_streams
+from rest_megatron.step.weigh import StepWeights, global_means, token_weights
 from rest_megatron.types import Batch, Experience, TokenStats
 
 # float32 rounding of the kernels' sums; 1 - sum p^2 of a nearly certain token is a difference of nearly equal numbers.
@@ -40,27 +41,28 @@ def main(config: Config, launch: Launch) -> None:
         algorithm=replace(config.algorithm, zero_variance="keep"),
     )
     with open_session(config, launch, tokenizer, total_optimizer_steps=1, prompts=prompts) as session:
-        cursor = PromptCursor(len(prompts), config.run.seed)
-        session.rollout.publish(session.actor.version)
+        state = new_state(config, len(prompts))
         step = max(1, round(config.profile.progress * config.train.steps))
+        state.step = step - 1
         experience = collect(
-            session, step, config.profile.progress, lambda n: [prompts[i] for i in cursor.next_batch(n)]
+            session, step, lambda n: [prompts[i] for i in state.cursor.next_batch(n)], config.profile.progress
         )
-        session.rollout.sleep()
-        profile = measure(session, experience, step)
+        profile = measure(session, experience, state)
         if session.is_main:
             write_profile(session.run_dir, profile)
             session.progress.write(profile_table(profile))
 
 
-def measure(session: Session, experience: Experience, step: int) -> dict:
+def measure(session: Session, experience: Experience, state: RunState) -> dict:
     """The profile of some answers as plain values, the same on every rank. Collective."""
     config = session.config
-    batch, stats, weights = weigh_experience(session, experience, WeightState(), config.profile.progress, step)
+    batch = make_batch(session, experience)
+    stats = session.actor.log_probs(batch.trajectories)
+    weights = token_weights(session, experience, batch, stats, state, config.profile.progress)
     variances = None
-    if config.profile.gradient_variance and experience.num_trained > 1:
-        inputs = loss_inputs(session, batch, stats.log_probs, weights.tokens)
-        variances = gradient_variances(session, batch, experience.num_trained, inputs) or None
+    if config.profile.gradient_variance and batch.num_groups > 1:
+        streams = policy_streams(session, batch, stats, weights)
+        variances = gradient_variances(session, batch, streams, weights) or None
     regions, lemma = _regions(session, batch, stats, weights, len(experience.trained))
     return {
         "model": config.model.path,

@@ -1,7 +1,7 @@
 """The `rollout` command: answers to every prompt of data.train from the model as it is, scored, without training.
 
-run.dir/rollout.jsonl has one row per answer, prompts in the order of their file, as `observe.rollouts.answer_rows`
-gives them; a killed run leaves the rows of the prompts it had finished. Rewards are those of a training step, a judge's
+run.dir/rollout.jsonl has one row per answer, prompts in the order of their file, as `step.dump.answer_rows` gives
+them; a killed run leaves the rows of the prompts it had finished. Rewards are those of a training step, a judge's
 grade and the punishment of long answers included, at the point of the ramp where held-out answers are scored
 (`evaluate.heldout.fixed_progress`). Draws depend on run.seed, rollout.prompts_per_step, rollout.group_size and
 rollout.max_new_tokens, not on the layout.
@@ -16,12 +16,14 @@ from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.evaluate.heldout import fixed_progress
-from rest_megatron.observe.progress import text_table
-from rest_megatron.observe.rollouts import answer_rows, length_metrics, write_rows
+from rest_megatron.observe.rollouts import length_metrics
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.session import Session, open_session
 from rest_megatron.step.collect import rollout_seed, score
+from rest_megatron.step.dump import answer_rows, write_rows
 from rest_megatron.step.score import Groups, reward_metrics
 from rest_megatron.types import Prompt, Score
+from rest_megatron.utils.text import text_table
 
 
 def main(config: Config, launch: Launch) -> None:
@@ -89,7 +91,7 @@ def answer(session: Session, prompts: Sequence[Prompt], number: int) -> tuple[Gr
     config = session.config
     started = time.perf_counter()
     groups = session.rollout.generate(
-        [prompt.token_ids for prompt in prompts],
+        number_requests([prompt.token_ids for prompt in prompts], config.rollout.max_new_tokens),
         group_size=config.rollout.group_size,
         seed=rollout_seed(config.run.seed, number),
     )

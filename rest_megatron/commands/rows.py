@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.data.rows import BadRow, as_object, describe, json_lines
 from rest_megatron.errors import DataError
 from rest_megatron.grammar import Grammar
-from rest_megatron.utils.replace import replacing
+from rest_megatron.utils.files import replacing
 
 Parsed = TypeVar("Parsed")
 
@@ -27,9 +26,9 @@ class Fault:
     """ "line N: " and the reason."""
 
 
-def process(files: FileArguments, stream: TextIO, convert: Callable[[dict], dict]) -> None:
-    """Write `convert(row)` of every row of files.input to files.output; see `parse_lines` and `write_rows`."""
-    write_rows(files.output, parse_lines(files.input, convert), stream)
+def process(source: Path, output: Path, stream: TextIO, convert: Callable[[dict], dict]) -> None:
+    """Write `convert(row)` of every row of `source` to `output`; see `parse_lines` and `write_rows`."""
+    write_rows(output, parse_lines(source, convert), stream)
 
 
 def parse_lines(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed | Fault]:
@@ -45,7 +44,7 @@ def parse_lines(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed 
         except BadRow as fault:
             yield Fault(f"line {number}: {fault}")
     if empty:
-        raise DataError(f"input={path} holds no rows; at least one JSON object on a line is needed")
+        raise DataError(f"--input {path} holds no rows; at least one JSON object on a line is needed")
 
 
 def write_rows(path: Path, rows: Iterable[dict | Fault], stream: TextIO) -> None:
@@ -84,4 +83,4 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
     try:
         yield from json_lines(path)
     except OSError as error:
-        raise DataError(f"input={path} cannot be read: {error.strerror}") from error
+        raise DataError(f"--input {path} cannot be read: {error.strerror}") from error

@@ -2,7 +2,7 @@
 
 from typing import TextIO
 
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Score
 from rest_megatron.commands.rows import process, read_think_open
 from rest_megatron.config.schema import Config
 from rest_megatron.data.rows import BadRow, describe, field
@@ -10,14 +10,15 @@ from rest_megatron.grammar import GRAMMARS
 from rest_megatron.reward.presets import build_reward
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Rows {response, ground_truth} of files.input -> {score, format, correctness, parts, reason} in files.output.
+def main(config: Config, options: Score, stream: TextIO) -> None:
+    """Rows {response, ground_truth} of options.input -> {score, format, correctness, parts, reason} in options.output.
 
-    The reward is that of `reward.*` at files.step and files.progress, without a judge. A row may hold `think_open`:
+    The reward is that of `reward.*` at that point of the run, without a judge. A row may hold `think_open`:
     true where the prompt has already opened the thought. A row without these strings, or with a ground truth that
     cannot be scored, is reported on `stream` and becomes {"error": ...} in the output.
     Raises DataError for a file that cannot be read or written, ConfigError for a reward that cannot be built.
     """
+    step, progress = options.resolved(config.train.steps)
     reward, grammar = build_reward(config), GRAMMARS[config.data.answer_format]
 
     def convert(row: dict) -> dict:
@@ -29,7 +30,7 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
             raise BadRow(f"ground_truth {describe(ground_truth)}: {reason}") from reason
         # JSON may hold a lone surrogate, which is no UTF-8; what it becomes here is not valid in an answer either.
         answer = response.encode("utf-8", "surrogatepass")
-        score = reward.score(answer, truth, progress=files.progress, step=files.step, think_open=think_open)
+        score = reward.score(answer, truth, progress=progress, step=step, think_open=think_open)
         return {
             "score": score.total,
             "format": score.format,
@@ -38,4 +39,4 @@ def main(config: Config, files: FileArguments, stream: TextIO) -> None:
             "reason": score.reason,
         }
 
-    process(files, stream, convert)
+    process(options.input, options.output, stream, convert)

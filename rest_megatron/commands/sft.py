@@ -4,15 +4,16 @@ import time
 from collections.abc import Sequence
 
 from rest_megatron.actor.microbatch import deal
-from rest_megatron.checkpoint.resume import Saved, write_finished
+from rest_megatron.checkpoint.resume import RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
-from rest_megatron.config.no_engine import without_engine
+from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.saver import Saver
 from rest_megatron.session import Session, open_session
-from rest_megatron.state import RunState, data_hash, new_state
+from rest_megatron.state import RunState, new_state
+from rest_megatron.step.nonfinite import count_skipped
 from rest_megatron.types import Trajectory
 
 
@@ -20,10 +21,10 @@ def main(config: Config, launch: Launch) -> None:
     """Run the `sft` command on this rank, from the newest checkpoint of run.dir on: train on sft.data, export to hf."""
     tokenizer = read_tokenizer(config)
     trajectories = [Trajectory(d.prompt_ids, d.response_ids) for d in read_demonstrations(config, tokenizer)]
-    saved = Saved("sft", data_hash(trajectories))
-    with open_session(without_engine(config), launch, tokenizer, config.sft.steps, saved=saved) as session:
-        state = new_state(session, len(trajectories))
-        saver = Saver(session, state, saved)
+    identity = RunIdentity("sft", data_hash(trajectories))
+    with open_session(without_engine(config), launch, tokenizer, config.sft.steps, identity=identity) as session:
+        state = new_state(config, len(trajectories))
+        saver = Saver(session, state, identity)
         saver.restore()
         with saver.saving_when_stopped():
             while state.step < config.sft.steps:
@@ -42,7 +43,7 @@ def train_step(session: Session, state: RunState, trajectories: Sequence[Traject
     with session.parallel.watch.phase("update"):
         metrics = session.actor.supervised_step(own, sum(t.num_targets for t in chosen))
     state.step += 1
-    state.skips.count(state.step, metrics, own)
+    count_skipped(session, state, state.step, metrics, own)
     metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.take_seconds()}
     session.metrics.log(state.step, metrics)
     session.progress.step(state.step, config.sft.steps, metrics)

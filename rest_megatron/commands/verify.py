@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rest_megatron.checkpoint.manifest import step_directories
-from rest_megatron.commands.arguments import FileArguments
-from rest_megatron.config.schema import Config
+from rest_megatron.commands.catalogue import Verify
 from rest_megatron.convert.compare import nonfinite_tensors
 from rest_megatron.convert.meter import metered
 from rest_megatron.convert.opening import open_model
@@ -16,21 +15,21 @@ from rest_megatron.convert.weights import total_bytes
 from rest_megatron.errors import CheckpointError
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Check files.input, and write a line for each checkpoint to `stream`; the progress goes to stderr.
+def main(options: Verify, stream: TextIO) -> None:
+    """Check options.input, and write a line for each checkpoint to `stream`; the progress goes to stderr.
 
     Ours, one or all of a run, by the hashes of their manifests; others by names, shapes, and whether every number is
     finite. Raises CheckpointError when one is not whole.
     """
-    steps = step_directories(files.input) or step_directories(files.input / CHECKPOINTS)
+    steps = step_directories(options.input) or step_directories(options.input / CHECKPOINTS)
     if steps:
         _check_steps(steps, stream)
         return
-    found = recognise(files.input, check_whole, lambda text: None)
+    found = recognise(options.input, check_whole, lambda text: None)
     if found.kind == STEP:
         stream.write(f"{found.directory}: whole\n")
         return
-    model = open_model(found, files.model, files.trust_pickle)
+    model = open_model(found, options.model, options.trust_pickle)
     with metered(sys.stderr, total_bytes(model.weights)) as seen:
         bad = nonfinite_tensors(model.weights, seen)
     if bad:

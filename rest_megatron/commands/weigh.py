@@ -17,7 +17,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Weigh
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
@@ -26,11 +26,11 @@ from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.grammar import GRAMMARS, Grammar
+from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.method.schedule import scheduled_weights
-from rest_megatron.method.weights import READ_BY_RULE, region_sums, token_statistic, token_weights
+from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
 from rest_megatron.observe.response import read_mask
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
@@ -110,31 +110,32 @@ class AnswerReader:
         return Answer(ids, mask, found, torch.tensor(labels, dtype=torch.int64), statistics)
 
 
-def main(config: Config, files: FileArguments, stream: TextIO) -> None:
-    """Weigh files.input into files.output; files.progress and files.step say where in the run.
+def main(config: Config, options: Weigh, stream: TextIO) -> None:
+    """Weigh options.input into options.output; --progress or --step says where in the run.
 
     Raises ConfigError, CheckpointError for a tokenizer that cannot be read, DataError for the files.
     """
     settings = config.weights
     if settings.curriculum == "feedback" and settings.rule != "reference":
-        fix = "Use weights.curriculum=linear with progress=..., or none"
+        fix = "Use weights.curriculum=linear with --progress, or none"
         refuse(config, "weights.curriculum", "needs the accuracies of every step so far, which no file holds", fix)
-    tokenizer = load_tokenizer(files.tokenizer, f"tokenizer={files.tokenizer}")
-    stop_ids = frozenset(stop_token_ids(files.tokenizer, tokenizer))
+    tokenizer = load_tokenizer(options.tokenizer, f"--tokenizer {options.tokenizer}")
+    stop_ids = frozenset(stop_token_ids(options.tokenizer, tokenizer))
     reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format])
-    answers = list(parse_lines(files.input, reader))
-    write_rows(files.output, _weighed(answers, config, files), stream)
-    needed = READ_BY_RULE.get(settings.rule, set())
+    answers = list(parse_lines(options.input, reader))
+    write_rows(options.output, _weighed(answers, config, options), stream)
+    needed = RULES[settings.rule].reads if settings.rule in RULES else set()
     lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
     if lacking:
         names = " and ".join(sorted(needed))
         stream.write(f"{lacking} rows lack {names}, which weights.rule={settings.rule} reads\n")
 
 
-def _weighed(answers: Sequence[Answer | Fault], config: Config, files: FileArguments) -> Iterator[dict | Fault]:
+def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) -> Iterator[dict | Fault]:
     """The rows to write."""
     settings = config.weights
-    measure = settings.rule != "reference"
+    step, progress = options.resolved(config.train.steps)
+    measure = settings.rule in RULES
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
     whole_file = sum(sums) if sums else None
     own = iter(sums)
@@ -143,14 +144,14 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, files: FileArgum
             yield answer
         elif measure:
             totals = next(own) if settings.scope == "response" else whole_file
-            yield _row(answer, _measured_weights(answer, totals, config, files.progress))
+            yield _row(answer, _measured_weights(answer, totals, config, progress))
         else:
-            yield _row(answer, _reference_weights(answer, files.step))
+            yield _row(answer, _reference_weights(answer, step))
 
 
 def _region_sums(answer: Answer, rule: str) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
-    if not READ_BY_RULE[rule] <= answer.statistics.keys():
+    if not RULES[rule].reads <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)
     places, unread = answer.places, [0.0] * len(answer.ids)
     values = (answer.statistics.get(name, unread) for name in STATISTICS)

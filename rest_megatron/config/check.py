@@ -5,12 +5,10 @@ Everything here runs before a process group or a model exists, so a wrong layout
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rest_megatron.config.check_debug import check_debug
-from rest_megatron.config.check_dialogue import check_dialogue
 from rest_megatron.config.check_method import check_method
 from rest_megatron.config.check_rollout import check_rollout, check_server_files
 from rest_megatron.config.deepspeed import engine_config
@@ -49,11 +47,28 @@ def check_run(config: Config, world_size: int) -> None:
 
 def check_settings(config: Config) -> None:
     """Rules between keys. Raises ConfigError."""
-    rollout, train, data = config.rollout, config.train, config.data
     check_method(config)
-    check_dialogue(config)
     check_rollout(config)
-    check_debug(config)
+    _check_debug(config)
+    _check_step(config)
+
+
+def _check_debug(config: Config) -> None:
+    train = config.train
+    if train.debug == "rollout_only" and not config.rollout.dump:
+        rule = "makes dumps and nothing else, but rollout.dump=false"
+        refuse(config, "train.debug", rule, "Set rollout.dump=true")
+    if train.debug == "train_only" and not train.replay:
+        rule = "trains on the answers of another run, but train.replay names none"
+        refuse(config, "train.debug", rule, "Set train.replay to that run's directory rollouts")
+    if train.debug != "train_only" and train.replay is not None:
+        rule = f"is read with train.debug=train_only alone, which is {train.debug}"
+        refuse(config, "train.replay", rule, "Set train.debug=train_only, or remove it")
+
+
+def _check_step(config: Config) -> None:
+    """The answers of a step: how they are sampled, cut into mini-batches and packed."""
+    rollout, train, data = config.rollout, config.train, config.data
     if train.eval_interval and data.eval is None:
         refuse(config, "train.eval_interval", "needs held-out prompts, but data.eval is null", "Set data.eval")
     answers = rollout.prompts_per_step * rollout.group_size
@@ -179,7 +194,7 @@ def check_data_files(config: Config, command: str) -> None:
 
 
 def check_run_dir(config: Config, command: str) -> None:
-    """run.dir holds no earlier run, whose files would be mixed with this one's, or one that `command` may go on with.
+    """run.dir holds no earlier run, whose files would be mixed with this one's, or one that `command` may resume.
 
     Raises ConfigError.
     """
@@ -207,7 +222,7 @@ def read_model_config(config: Config) -> dict[str, Any]:
     return model
 
 
-def _require(config: Config, key: str, what: str, exists) -> None:
+def _require(config: Config, key: str, what: str, exists: Callable[[Path], bool]) -> None:
     value = value_of(config, key)
     if not value:
         refuse(config, key, "is not set", f"Set it to {what}")

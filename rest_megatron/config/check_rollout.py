@@ -1,7 +1,9 @@
-"""Rules between the keys of vLLM rollouts: which server, with what settings, and what sampling may change."""
+"""Rules between the keys of rollouts: dialogues, what sampling may change, which server, with what settings."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from rest_megatron.config.refuse import refuse
@@ -9,6 +11,7 @@ from rest_megatron.config.schema import Config, RolloutConfig
 
 # Keys that only a server reads.
 SERVER_KEYS = ("vllm_python", "vllm_url", "vllm_devices", "sync_dir")
+# Settings of vLLM's sampling, with the values that keep every token.
 NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 CORRECTIONS = ("importance_cap", "importance_mask")
 # Arguments of vLLM that something else decides.
@@ -45,12 +48,25 @@ OWNED_ARGUMENTS = {
 
 def check_rollout(config: Config) -> None:
     """Raises ConfigError for the first rule that fails. Reads no file."""
+    _check_dialogue(config)
     _check_sampling(config)
     if config.rollout.engine != "vllm":
         _check_unused(config)
         return
     _check_server(config)
     _check_arguments(config)
+
+
+def without_engine(config: Config) -> Config:
+    """`config` for a command that samples nothing: without a server and without tools."""
+    unused: dict[str, Any] = {
+        "engine": "sampler",
+        "max_turns": 1,
+        "tools": None,
+        **dict.fromkeys(SERVER_KEYS),
+        **NEUTRAL,
+    }
+    return replace(config, rollout=replace(config.rollout, **unused), vllm={})
 
 
 def check_server_files(config: Config) -> None:
@@ -61,6 +77,20 @@ def check_server_files(config: Config) -> None:
     if not (Path(python).is_file() and os.access(python, os.X_OK)):
         rule = f"is no program that can be run (looked in {Path.cwd()})"
         refuse(config, "rollout.vllm_python", rule, "Name the python of the environment that holds vLLM")
+
+
+def _check_dialogue(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.max_turns == 1:
+        if rollout.tools is not None:
+            refuse(config, "rollout.tools", "is never asked with rollout.max_turns=1", "Raise rollout.max_turns")
+        return
+    if rollout.tools is None:
+        rule = "lets tools answer between turns, but rollout.tools is null"
+        refuse(config, "rollout.max_turns", rule, "Name your function in rollout.tools, or set rollout.max_turns=1")
+    if config.reward.function is None:
+        rule = f"makes dialogues, and reward.preset={config.reward.preset} scores a single answer"
+        refuse(config, "rollout.max_turns", rule, "Name your own reward in reward.function; it gets the whole dialogue")
 
 
 def _check_sampling(config: Config) -> None:

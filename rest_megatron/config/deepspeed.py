@@ -45,7 +45,7 @@ def engine_config(config: Config, *, data_parallel_size: int, micro_batch_size: 
     _check_scheduler(config, user.pop("scheduler", None))
     user.pop("fp16", None)
     owned = _owned(config, data_parallel_size, micro_batch_size)
-    if _offload_device(user) == "cpu":
+    if _device(user.get("zero_optimization", {}), "offload_optimizer") == "cpu":
         # The optimizer is PyTorch's AdamW on the host, not DeepSpeed's own.
         owned["zero_force_ds_cpu_optimizer"] = False
     _check_agreement(config, user, owned)
@@ -73,24 +73,11 @@ def _owned(config: Config, data_parallel_size: int, micro_batch_size: int) -> di
 
 
 def _refuse_unsupported(config: Config, user: dict) -> None:
+    """What boundary mode would train wrong with. Raises ConfigError."""
     for name in ("zero_optimization", "optimizer", "scheduler", "fp16", "bf16", "data_types"):
         if not isinstance(user.get(name, {}), dict):
             _fail(config, name, user[name], "must be a mapping", "Write its keys below it")
-    zero = user.get("zero_optimization", {})
-    stage = zero.get("stage", AUTO)
-    if stage not in (1, AUTO) or isinstance(stage, bool):
-        reason = STAGES.get(stage if isinstance(stage, int) else None, "there is no such stage")
-        _fail(config, "zero_optimization.stage", stage, f"is refused: {reason}", "Set it to 1")
-    if zero.get("overlap_comm", AUTO) not in (False, AUTO):
-        rule = "is refused: gradients would not be reduced over data-parallel ranks in boundary mode"
-        _fail(config, "zero_optimization.overlap_comm", True, rule, "Set it to false")
-    if _device(zero, "offload_param") != "none":
-        rule = "is refused: parameters are offloaded by ZeRO-3 only"
-        _fail(config, "zero_optimization.offload_param", zero["offload_param"], rule, "Remove it")
-    if _offload_device(user) not in ("none", "cpu"):
-        rule = "is refused: only cpu is tested"
-        device = _offload_device(user)
-        _fail(config, "zero_optimization.offload_optimizer.device", device, rule, "Set it to cpu or none")
+    _refuse_zero(config, user.get("zero_optimization", {}))
     if user.get("fp16", {}).get("enabled", AUTO) not in (False, AUTO):
         rule = "is refused: loss scaling is not supported"
         _fail(config, "fp16.enabled", True, rule, "Remove fp16 and set model.dtype to bfloat16 or float32")
@@ -102,8 +89,21 @@ def _refuse_unsupported(config: Config, user: dict) -> None:
             _fail(config, f"bf16.{name}", True, "is refused: masters and gradients stay float32", "Remove it")
 
 
-def _offload_device(user: dict) -> str:
-    return _device(user.get("zero_optimization", {}), "offload_optimizer")
+def _refuse_zero(config: Config, zero: dict) -> None:
+    stage = zero.get("stage", AUTO)
+    if stage not in (1, AUTO) or isinstance(stage, bool):
+        reason = STAGES.get(stage, "there is no such stage") if isinstance(stage, int) else "there is no such stage"
+        _fail(config, "zero_optimization.stage", stage, f"is refused: {reason}", "Set it to 1")
+    if zero.get("overlap_comm", AUTO) not in (False, AUTO):
+        rule = "is refused: gradients would not be reduced over data-parallel ranks in boundary mode"
+        _fail(config, "zero_optimization.overlap_comm", True, rule, "Set it to false")
+    if _device(zero, "offload_param") != "none":
+        rule = "is refused: parameters are offloaded by ZeRO-3 only"
+        _fail(config, "zero_optimization.offload_param", zero["offload_param"], rule, "Remove it")
+    device = _device(zero, "offload_optimizer")
+    if device not in ("none", "cpu"):
+        rule = "is refused: only cpu is tested"
+        _fail(config, "zero_optimization.offload_optimizer.device", device, rule, "Set it to cpu or none")
 
 
 def _device(zero: dict, name: str) -> str:

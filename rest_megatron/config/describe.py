@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from rest_megatron.config.keys import Key, keys, nearest, sections
-from rest_megatron.config.load import PASS_THROUGH, type_name
+from rest_megatron.config.keys import PASS_THROUGH, Key, keys, nearest, sections
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.config.source import FLOAT
@@ -36,10 +35,14 @@ def describe(section: str = "") -> str:
 
 
 def _describe_key(key: Key) -> str:
-    kind = " | ".join(map(str, key.choices)) if key.choices else " ".join([type_name(key.hint), key.bounds]).strip()
-    default = yaml.dump(_plain(key.default), Dumper=_Dumper, default_flow_style=True).partition("\n")[0]
+    kind = " | ".join(key.choices) or key.kind
     sentence = textwrap.fill(key.help, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return f"  {key.name}  ({kind}; default {default})\n{sentence}\n"
+    return f"  {key.name}  ({kind}; default {default_text(key)})\n{sentence}\n"
+
+
+def default_text(key: Key) -> str:
+    """A key's default as it would be written in YAML."""
+    return yaml.dump(_plain(key.default), Dumper=_Dumper, default_flow_style=True).partition("\n")[0]
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,21 +1,23 @@
 """A field of the configuration: its help text and its bounds travel with it."""
 
+from copy import copy
 from dataclasses import field
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def key(
-    default: Any,
+    default: T,
     help: str,
     *,
-    choices: tuple | None = None,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
-) -> Any:
-    """A dataclass field that carries its help text and its bounds."""
-    metadata = {"help": help, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+) -> T:
+    """A dataclass field that carries its help text and its bounds; its type hint says the rest, choices included."""
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)

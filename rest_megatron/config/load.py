@@ -7,14 +7,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from rest_megatron.config.keys import Key, keys, nearest, sections
-from rest_megatron.config.presets import METHOD, WEIGHTS
+from rest_megatron.config.keys import PASS_THROUGH, Key, keys, nearest, sections, type_name
+from rest_megatron.config.method import METHOD_PRESETS, WEIGHTS_PRESETS
 from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.config.source import Setting, merge, read_json, read_override, read_yaml
 from rest_megatron.errors import ConfigError
-
-PASS_THROUGH = ("megatron", "deepspeed", "vllm")
 
 
 def load(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Config:
@@ -30,9 +28,9 @@ def load(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Con
     for text in overrides:
         settings = merge(settings, _read_deepspeed(read_override(text), Path()))
     method = _build(settings).method.preset
-    settings = merge(_preset(f"preset method={method}", METHOD[method]), settings)
+    settings = merge(_preset(f"preset method={method}", METHOD_PRESETS[method]), settings)
     weights = _build(settings).weights.preset
-    return _build(merge(_preset(f"preset weights={weights}", {"weights": WEIGHTS[weights]}), settings))
+    return _build(merge(_preset(f"preset weights={weights}", WEIGHTS_PRESETS[weights]), settings))
 
 
 def _preset(where: str, values: dict[str, dict]) -> Setting:
@@ -153,8 +151,8 @@ def _convert(value: Any, hint: Any) -> Any:
 def _problem(key: Key, value: Any) -> str:
     """What is wrong with a value of the right type, in words; empty when nothing is."""
     if key.choices and value not in key.choices:
-        guess = nearest(str(value), map(str, key.choices))
-        return f"is not one of {', '.join(map(str, key.choices))}" + (f"; did you mean {guess}?" if guess else "")
+        guess = nearest(value, key.choices)
+        return f"is not one of {', '.join(key.choices)}" + (f"; did you mean {guess}?" if guess else "")
     if isinstance(value, str) and not value.isprintable():
         return "holds a control character"
     for number in value if isinstance(value, tuple) else (value,):
@@ -183,13 +181,3 @@ def _show(name: str, value: Any) -> str:
 def _type_of(value: Any) -> str:
     names = {type(None): "null", bool: "true/false", int: "a whole number", float: "a number", str: "text"}
     return names.get(type(value), "a list" if isinstance(value, list) else "a mapping")
-
-
-def type_name(hint: Any) -> str:
-    """A type hint of the schema in words: int -> "a whole number", int | None -> "a whole number or null"."""
-    if isinstance(hint, UnionType):
-        return " or ".join(type_name(option) for option in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"a list of {len(get_args(hint))} numbers"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    return names.get(hint, "null")

@@ -4,19 +4,43 @@ Equation numbers refer to arXiv 2509.21826.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from rest_megatron.config.field import key
+
+MethodPreset = Literal["paper", "reference", "grpo"]
+WeightsPreset = Literal["paper", "reference", "uniform"]
+WeightsRule = Literal["score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference"]
+ReferenceVariant = Literal["none", "correct_max_1", "max_1_step_30_max_3", "coarse", "refined", "intermediate"]
+LossAggregation = Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
+
+# Presets lie between the defaults and explicit keys: what each one sets, section -> key -> value. The method's comes
+# first; it may choose the preset of `weights`, which fills its own section. The defaults are the paper's.
+METHOD_PRESETS: dict[MethodPreset, dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "reference": {
+        "weights": {"preset": "reference"},
+        "reward": {"preset": "reference"},
+        "algorithm": {"loss_aggregation": "token-mean", "clip_ratio_dual": 3.0},
+    },
+    "grpo": {"weights": {"preset": "uniform"}},
+}
+WEIGHTS_PRESETS: dict[WeightsPreset, dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "reference": {"weights": {"rule": "reference", "curriculum": "none"}},
+    # Every region weighs 1 before and after normalisation, at every step.
+    "uniform": {"weights": {"rule": "constant", "curriculum": "none"}},
+}
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """Which method; its preset chooses those of `weights` and `reward` and fills `algorithm`. Explicit keys win."""
 
-    preset: str = key(
+    preset: MethodPreset = key(
         "paper",
         "paper: ResT with measured entropies. reference: ResT as its published code computes it. grpo: every token "
         "weighs the same.",
-        choices=("paper", "reference", "grpo"),
     )
 
 
@@ -24,32 +48,28 @@ class MethodConfig:
 class WeightsConfig:
     """Token weights: region weights (Theorem 2, Eq. 9), their curriculum (Eq. 16-17), mean 1 in every answer."""
 
-    preset: str = key(
+    preset: WeightsPreset = key(
         "paper",
         "paper: this section's defaults. reference: the published code's. uniform: every token weighs 1.",
-        choices=("paper", "reference", "uniform"),
     )
-    rule: str = key(
+    rule: WeightsRule = key(
         "score_bound",
         "Region weight from the region's means over tokens of entropy H and collision c = sum_v p_v^2: score_bound "
         "1/(1-exp(-H)), inverse_entropy 1/H, collision 1/(1-c), lm_head 1/((1-c)|h|^2) with the last hidden state h, "
         "constant 1 (Eq. 9). reference: the published code's spans, constants and schedule; it reads no other key.",
-        choices=("score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference"),
     )
-    scope: str = key(
+    scope: Literal["batch", "response"] = key(
         "batch",
         "Where a region's mean is taken: batch: all answers that are trained on, with a running mean over steps; "
         "response: each answer by itself.",
-        choices=("batch", "response"),
     )
     momentum: float = key(0.9, "Running mean over steps with scope=batch; 0 uses this step alone.", ge=0, lt=1)
     clamp_min: float = key(0.3, "Smallest region weight after the rule is normalised.", gt=0)
     clamp_max: float = key(2.0, "Largest region weight after the rule is normalised.", gt=0)
-    curriculum: str = key(
+    curriculum: Literal["linear", "feedback", "none"] = key(
         "linear",
         "linear: over progress nu = step / train.steps (Eq. 16-17). feedback: weight moves from a region to the next, "
         "in the order format, tool name, parameters, cot, when the region's accuracy saturates. none: constant.",
-        choices=("linear", "feedback", "none"),
     )
     alpha_format: float = key(0.3, "Fall of the format weight over the run (a_f).", ge=0)
     alpha_parameters: float = key(0.3, "Rise of the parameter weight over the run (a_p).", ge=0)
@@ -68,24 +88,21 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Scores of answers."""
+    """Scores of answers: the rule, a judge beside it, a punishment of length."""
 
-    preset: str = key(
+    preset: Literal["paper", "reference", "poster"] = key(
         "paper",
         "paper: strict format, exact JSON types, best assignment of calls. reference: the published code, its defects "
         "included. poster: R = b_a S_acc (1 - nu) + b_f S_format nu.",
-        choices=("paper", "reference", "poster"),
     )
-    ramp: str = key(
+    ramp: Literal["linear", "none"] = key(
         "linear",
         "Scales of format and correctness: linear: over progress nu. none: those of the end of the run (the paper's "
         "ablation without dynamic reward).",
-        choices=("linear", "none"),
     )
-    reference_variant: str = key(
+    reference_variant: ReferenceVariant = key(
         "none",
         "With preset=reference, another of the published code's reward designs.",
-        choices=("none", "correct_max_1", "max_1_step_30_max_3", "coarse", "refined", "intermediate"),
     )
     beta_accuracy: float = key(3.0, "b_a of preset=poster.", ge=0)
     beta_format: float = key(1.0, "b_f of preset=poster.", ge=0)
@@ -109,25 +126,22 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """Advantages and the clipped loss."""
+    """Advantages and the clipped loss: baseline, ratio, clips, importance correction, regularisers."""
 
-    advantage: str = key(
+    advantage: Literal["group_mean", "leave_one_out"] = key(
         "group_mean",
         "Baseline of an answer's score: its group's mean (GRPO), or the mean of the others, leave_one_out (RLOO).",
-        choices=("group_mean", "leave_one_out"),
     )
     normalize_by_std: bool = key(True, "With advantage=group_mean, divide by the group's standard deviation (GRPO).")
-    zero_variance: str = key(
+    zero_variance: Literal["keep", "mask", "refill"] = key(
         "keep",
         "Groups whose answers all score the same: keep: advantage 0. mask: no gradient at all, not counted in the "
         "loss's mean. refill: replaced by new prompts (DAPO's dynamic sampling), then as mask.",
-        choices=("keep", "mask", "refill"),
     )
     max_refills: int = key(3, "Rollouts that zero_variance=refill may add to one step.", ge=1)
-    ratio: str = key(
+    ratio: Literal["token", "sequence"] = key(
         "token",
         "Probability ratio that is clipped: token by token, or of the whole answer, length-normalised (GSPO).",
-        choices=("token", "sequence"),
     )
     clip_ratio_low: float = key(0.2, "Lower clip of the probability ratio (eps_lo).", gt=0, lt=1)
     clip_ratio_high: float = key(0.2, "Upper clip of the probability ratio (eps_hi).", gt=0)
@@ -143,11 +157,10 @@ class AlgorithmConfig:
         "An answer whose geometric mean of p_actor / p_engine lies outside [1/x, x] gives no gradient; null: none.",
         gt=1,
     )
-    loss_aggregation: str = key(
+    loss_aggregation: LossAggregation = key(
         "seq-mean-token-mean",
         "seq-mean-token-mean: 1/G sum_i 1/T_i sum_t. token-mean: one weighted mean over all tokens. "
         "seq-mean-token-sum-norm: 1/G sum_i 1/rollout.max_new_tokens sum_t (Dr.GRPO).",
-        choices=("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"),
     )
     kl_coef: float = key(0.0, "Coefficient of the k3 estimate of KL(policy || initial policy); 0: none.", ge=0)
     entropy_coef: float = key(0.0, "Coefficient of the entropy bonus.", ge=0)

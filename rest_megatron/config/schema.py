@@ -5,10 +5,14 @@ the method itself are in `method.py`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from rest_megatron.config.checkpoint import CheckpointConfig
 from rest_megatron.config.field import key
 from rest_megatron.config.method import AlgorithmConfig, MethodConfig, RewardConfig, WeightsConfig
+
+Dtype = Literal["bfloat16", "float32"]
+Overlong = Literal["error", "drop"]
+AnswerFormat = Literal["toolrl", "hermes", "llama3"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,7 @@ class RunConfig:
 
     dir: str = key("runs/rest", "Directory for metrics, rollouts, reports and exported weights.")
     seed: int = key(0, "Seed of data order, sampling and random initialisation.", ge=0)
-    device: str = key(
-        "auto", "Device of the actor; auto takes CUDA when there is one.", choices=("auto", "cpu", "cuda")
-    )
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "Device of the actor; auto takes CUDA when there is one.")
     hang_timeout: float = key(
         1500.0, "Seconds without any progress after which a rank writes its stacks and ends the run, 0: never.", ge=0
     )
@@ -27,19 +29,17 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy."""
+    """The policy: which model, from which weights, in which precision."""
 
     path: str = key("", "Hugging Face directory: config.json, tokenizer and, unless random_init, safetensors.")
     random_init: bool = key(False, "Start from seeded random weights instead of the safetensors in path.")
-    dtype: str = key(
+    dtype: Dtype = key(
         "bfloat16",
         "Working precision; masters, gradients and reductions stay float32.",
-        choices=("bfloat16", "float32"),
     )
-    attention: str = key(
+    attention: Literal["auto", "sdpa", "transformer_engine"] = key(
         "auto",
         "Attention kernel; auto takes Transformer Engine on CUDA when it is installed.",
-        choices=("auto", "sdpa", "transformer_engine"),
     )
 
 
@@ -57,32 +57,28 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """The loss kernels."""
+    """The loss kernels: what they start from and what runs them."""
 
-    level: str = key(
+    level: Literal["logits", "hidden"] = key(
         "logits",
         "What they start from: all logits of a micro-batch, or hidden states, so that a chunk of logits exists at once "
         "and only for answer tokens.",
-        choices=("logits", "hidden"),
     )
     chunk_size: int = key(4096, "Rows of logits that exist at once with level=hidden.", ge=1)
-    backend: str = key(
-        "auto", "auto takes Triton on CUDA and chunked torch elsewhere.", choices=("auto", "triton", "torch")
-    )
+    backend: Literal["auto", "triton", "torch"] = key("auto", "auto takes Triton on CUDA and chunked torch elsewhere.")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Prompts."""
+    """Prompts: where they are, how long they may be, how they are written and how answers are."""
 
     train: str = key("", "Prompts to train on: .parquet or .jsonl in the rlla schema.")
     eval: str | None = key(None, "Held-out prompts in the same schema.")
     max_prompt_tokens: int = key(2048, "Longest prompt after the chat template.", ge=1)
-    overlong: str = key("error", "What to do with a longer prompt at load.", choices=("error", "drop"))
-    answer_format: str = key(
+    overlong: Overlong = key("error", "What to do with a longer prompt at load.")
+    answer_format: AnswerFormat = key(
         "toolrl",
         "Grammar of the answers, for regions and rewards; ground truths are always written in toolrl's.",
-        choices=("toolrl", "hermes", "llama3"),
     )
     chat_template: str | None = key(
         None, "A Jinja file in place of the tokenizer's template; keep_thinking: ours, which keeps earlier thoughts."
@@ -91,17 +87,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Sampling."""
+    """Sampling: how many answers, from which engine, over how many turns."""
 
     prompts_per_step: int = key(16, "Prompts per training step, over all ranks.", ge=1)
     group_size: int = key(8, "Answers per prompt (G).", ge=2)
     max_new_tokens: int = key(1024, "Longest answer in tokens.", ge=1)
     temperature: float = key(1.0, "Sampling temperature; the actor's log-probs use the same.", ge=1e-6)
-    engine: str = key(
+    engine: Literal["sampler", "vllm"] = key(
         "sampler",
         "sampler: in process, from the actor's own weights. vllm: a vLLM server in an interpreter of its own, which "
         "vllm_python starts or vllm_url names.",
-        choices=("sampler", "vllm"),
     )
     max_batch_size: int = key(128, "Sequences a data-parallel rank of the sampler decodes at once.", ge=1)
     top_p: float = key(1.0, "vLLM's top_p; other than 1 only without importance correction.", gt=0, le=1)
@@ -143,14 +138,14 @@ class OptimConfig:
     eps: float = key(1e-8, "AdamW epsilon.", gt=0)
     weight_decay: float = key(0.01, "Weight decay of matrices; norms and biases have none.", ge=0)
     clip_grad: float = key(1.0, "Global gradient norm above which gradients are scaled down; 0: off.", ge=0)
-    schedule: str = key("constant", "Learning rate after warm-up.", choices=("constant", "linear", "cosine"))
+    schedule: Literal["constant", "linear", "cosine"] = key("constant", "Learning rate after warm-up.")
     warmup_steps: int = key(0, "Optimizer steps of linear warm-up.", ge=0)
     min_lr_ratio: float = key(0.0, "Final over peak learning rate of linear and cosine.", ge=0, le=1)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The loop: steps, the updates within one, evaluations, exports and debugging."""
 
     steps: int = key(100, "Training steps (rollout + update); progress nu = step / steps.", ge=1)
     mini_batch_size: int | None = key(
@@ -169,13 +164,32 @@ class TrainConfig:
     max_nonfinite: int = key(
         3, "Updates in a row that may be skipped because loss or gradient is not finite; one more ends the run.", ge=0
     )
-    debug: str = key(
+    debug: Literal["off", "rollout_only", "train_only"] = key(
         "off",
         "rollout_only: sample, score and dump, but update nothing. train_only: take each step's scored answers from "
         "train.replay and sample nothing; the same dump trains alike on any layout. Neither evaluates.",
-        choices=("off", "rollout_only", "train_only"),
     )
     replay: str | None = key(None, "With debug=train_only: a directory of step-N.jsonl, the rollouts of another run.")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run, and what it resumes from."""
+
+    interval: int = key(10, "Steps between checkpoints; 0: at the end and when the run is stopped only.", ge=0)
+    keep: int = key(2, "Checkpoints that are kept in run.dir/checkpoints; older ones are deleted.", ge=1)
+    background: bool = key(False, "Write checkpoints while training goes on, from a copy in CPU memory.")
+    resume: str = key(
+        "auto",
+        "auto: resume from the newest checkpoint in run.dir that is whole, start anew where there is none. never: "
+        "run.dir must hold no earlier run. Or the directory of one checkpoint, which need not be in run.dir.",
+    )
+    allow_changes: bool = key(
+        False, "Resume although keys that shape the training, or its data, differ from the checkpoint's."
+    )
+    save_by: float | None = key(
+        None, "Seconds after the start at which the run is saved and ended with exit code 75; null: never.", gt=0
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +203,7 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """The `profile` command."""
+    """The `profile` command: what it measures, and for which point of a run."""
 
     prompts: int = key(32, "Prompts of data.train to answer, each rollout.group_size times.", ge=1)
     progress: float = key(0.0, "Point of the run whose weights and rewards are used (nu).", ge=0, le=1)
@@ -217,9 +231,7 @@ class AlarmsConfig:
 class LogConfig:
     """What is reported and where; keys and tokens come from the environment only."""
 
-    wandb: str = key(
-        "off", "Weights & Biases: off, offline (no key needed) or online.", choices=("off", "offline", "online")
-    )
+    wandb: Literal["off", "offline", "online"] = key("off", "Weights & Biases: off, offline (no key needed) or online.")
     wandb_project: str = key("rest_megatron", "Weights & Biases project.")
     tensorboard: bool = key(False, "Write TensorBoard events to run.dir/tensorboard.")
     quiet: bool = key(False, "No progress lines; metrics.jsonl is written all the same.")
@@ -232,9 +244,11 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    megatron: dict = key({}, "Any field of Megatron's TransformerConfig, under its own name.")
-    deepspeed: dict = key({}, "DeepSpeed's own configuration: a mapping, or the path of its JSON (read at load).")
-    vllm: dict = key({}, "Any argument of vLLM's server, under its own name, for the server that is started.")
+    megatron: dict[str, Any] = key({}, "Any field of Megatron's TransformerConfig, under its own name.")
+    deepspeed: dict[str, Any] = key(
+        {}, "DeepSpeed's own configuration: a mapping, or the path of its JSON (read at load)."
+    )
+    vllm: dict[str, Any] = key({}, "Any argument of vLLM's server, under its own name, for the server that is started.")
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

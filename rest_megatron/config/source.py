@@ -96,7 +96,8 @@ def _read_text(path: Path, what: str) -> str:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the core schema of YAML 1.2: no yes/no/on/off, octal, sexagesimal, dates or merge keys."""
 
-    yaml_implicit_resolvers: dict = {}
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 FLOAT = re.compile(
@@ -107,7 +108,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|N
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:[tT]rue|TRUE|[fF]alse|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """A whole number as YAML 1.2 reads it: 010 is ten."""
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def _parse(text: str, where: Callable[[int], str]) -> Setting:
@@ -165,4 +173,5 @@ def _no_constant(name: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "text", dict: "a mapping"}.get(type(value), "a single value")
+    names: dict[type, str] = {list: "a list", str: "text", dict: "a mapping"}
+    return names.get(type(value), "a single value")

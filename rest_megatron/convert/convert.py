@@ -1,7 +1,8 @@
 """A checkpoint of one kind made into one of another, a tensor at a time, and compared with what it was made from."""
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from rest_megatron.convert.tensor_file import Spec, write_tensors
 from rest_megatron.convert.torch_dist_writer import TorchDistWriter
 from rest_megatron.convert.weights import Weights, in_dtype, total_bytes
 from rest_megatron.errors import CheckpointError
+from rest_megatron.model.gather import weight_file_name
 from rest_megatron.model.huggingface import INDEX, MAX_FILE_BYTES, write_companions
 from rest_megatron.utils.files import unwritable
+from rest_megatron.utils.grouping import groups_within
 
 RELEASE = "release"
 """The directory that Megatron-LM reads when its tracker file names no iteration."""
@@ -116,12 +119,13 @@ def _listing(directory: Path) -> dict[str, Any]:
 
 
 def _write_huggingface(partial: Partial, weights: Weights, file_bytes: int, seen: Callable[[int], None]) -> None:
-    files = grouped(weights.tensors, file_bytes)
-    weight_map = {}
-    for number, specs in enumerate(files, start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
-        partial.add(name, lambda file, specs=specs: write_tensors(file, list(specs), specs, _heard(weights.read, seen)))
-        weight_map |= dict.fromkeys(specs, name)
+    specs, read = weights.tensors, _heard(weights.read, seen)
+    files = list(groups_within(file_bytes, specs, lambda name: specs[name].nbytes))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(files, start=1):
+        file_name = weight_file_name(number, len(files))
+        partial.add(file_name, functools.partial(write_tensors, names=names, specs=specs, read=read))
+        weight_map |= dict.fromkeys(names, file_name)
     if len(files) > 1:
         total = total_bytes(weights)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -141,8 +145,8 @@ def _write_megatron(
         return read_parameter(weights, pieces[key], model.hf, specs[key].shape[0])
 
     writer = TorchDistWriter(partial, RELEASE, model.hf.num_hidden_layers)
-    for file in grouped(specs, target.file_bytes):
-        writer.add_tensors(file, _heard(read, seen))
+    for keys in groups_within(target.file_bytes, specs, lambda key: specs[key].nbytes):
+        writer.add_tensors({key: specs[key] for key in keys}, _heard(read, seen))
     writer.add_extra_states(extra_states(model.hf))
     writer.finish()
     partial.add(TRACKER, lambda file: file.write(RELEASE.encode()))
@@ -157,19 +161,6 @@ def _write_companions(directory: Path, model: Model, weights: Weights) -> None:
         write_companions(model.hf, model.companions, directory)
     except OSError as error:
         raise unwritable(directory, error) from error
-
-
-def grouped(specs: Mapping[str, Spec], limit: int) -> list[dict[str, Spec]]:
-    """Tensors in their order, in groups of at most `limit` bytes, or of one that is larger."""
-    groups: list[dict[str, Spec]] = []
-    room = 0
-    for name, spec in specs.items():
-        if spec.nbytes > room:
-            groups.append({})
-            room = limit
-        groups[-1][name] = spec
-        room -= spec.nbytes
-    return groups
 
 
 def _heard(read: Callable[[str], Tensor], seen: Callable[[int], None]) -> Callable[[str], Tensor]:

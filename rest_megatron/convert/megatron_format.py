@@ -130,7 +130,7 @@ def check_padding(directory: Path, name: str, rows: int, vocab_size: int) -> Non
         raise CheckpointError(
             f"{directory}: {name} has {rows} rows, {rows - vocab_size} more than vocab_size={vocab_size} in "
             f"config.json. Padding is {most} at most: its weights and config.json are of different models, or "
-            "vocab_multiple is too large"
+            "--vocab-multiple is too large"
         )
 
 

@@ -73,7 +73,7 @@ def read_metadata(directory: Path, trust_pickle: bool) -> Metadata:
     path = directory / NAME
     if not trust_pickle:
         raise CheckpointError(
-            f"{path} is a Python pickle, a format that can carry code. It is read only with trust_pickle=true; even "
+            f"{path} is a Python pickle, a format that can carry code. It is read only with --trust-pickle; even "
             "so nothing but a checkpoint's metadata can come of it. Give it if you know who wrote the checkpoint"
         )
     try:

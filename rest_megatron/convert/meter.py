@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from rest_megatron.observe.progress import duration
+from rest_megatron.utils.text import duration
 
 ON_TERMINAL, ELSEWHERE = 0.2, 30.0
 """Seconds between two lines."""

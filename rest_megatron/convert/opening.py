@@ -39,7 +39,7 @@ def open_model(found: Found, companions: Path | None, trust_pickle: bool) -> Mod
     companions = companions or found.companions
     if companions is None:
         raise CheckpointError(
-            f"{found.directory} holds no config.json. Give model=DIR, the Hugging Face directory of the same model"
+            f"{found.directory} holds no config.json. Give --model DIR, the Hugging Face directory of the same model"
         )
     hf = read_config(companions)
     return Model(found, hf, companions, open_weights(found, hf, trust_pickle))

@@ -105,7 +105,7 @@ def partial_output(output: Path, conversion: dict[str, Any]) -> Iterator[Partial
     when another process holds it, or it cannot be written.
     """
     if os.path.lexists(output):
-        raise CheckpointError(f"output={output} exists. Nothing is overwritten: remove it, or name another")
+        raise CheckpointError(f"--output {output} exists. Nothing is overwritten: remove it, or name another")
     directory = output.with_name(output.name + ".partial")
     try:
         names = set(os.listdir(directory))

@@ -1,17 +1,21 @@
 """Chat messages and tools: read from a row, rendered to token ids by the tokenizer's chat template."""
 
 import json
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from rest_megatron.data.rows import BadRow, describe, field, text
-from rest_megatron.data.template import FIX, dropped_thought, has_thoughts
+from rest_megatron.data.template import FIX, dropped_thought, has_thoughts, render_ids, render_text
 from rest_megatron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def require_chat_template(tokenizer) -> None:
+def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise ConfigError unless the tokenizer can render messages and knows its end-of-turn token."""
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -74,27 +78,19 @@ def read_tools(row: dict) -> tuple[dict, ...] | None:
     return tuple(tools) or None
 
 
-def render(messages: tuple[dict[str, str], ...], tokenizer, tools: tuple[dict, ...] | None = None) -> tuple[int, ...]:
+def render(
+    messages: tuple[dict[str, str], ...], tokenizer: "PreTrainedTokenizerBase", tools: tuple[dict, ...] | None = None
+) -> tuple[int, ...]:
     """Return the token ids of the messages and of the opening of the assistant's turn.
 
     tools: those the template announces. The template's own defaults hold, so a model that thinks keeps thinking.
     Raises BadRow when the template refuses the messages, or drops a thought of an earlier turn.
     """
-    if has_thoughts(messages):
-        dropped = dropped_thought(messages, _apply(messages, tokenizer, tools, tokenize=False))
-        if dropped is not None:
-            raise BadRow(f"the chat template drops the thought of prompt[{dropped}]; {FIX}")
-    return tuple(_apply(messages, tokenizer, tools, tokenize=True))
-
-
-def _apply(messages: tuple[dict[str, str], ...], tokenizer, tools: tuple[dict, ...] | None, tokenize: bool):
     try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            tools=tools and list(tools),
-            add_generation_prompt=True,
-            tokenize=tokenize,
-            return_dict=False,
-        )
+        if has_thoughts(messages):
+            dropped = dropped_thought(messages, render_text(tokenizer, messages, tools, opens=True))
+            if dropped is not None:
+                raise BadRow(f"the chat template drops the thought of prompt[{dropped}]; {FIX}")
+        return tuple(render_ids(tokenizer, messages, tools, opens=True))
     except jinja2.TemplateError as error:
         raise BadRow(f"the chat template refuses the messages: {error}") from error

@@ -12,7 +12,7 @@ class PromptCursor:
     boundary too. Equal on every rank and platform for the same (num_prompts, seed).
     """
 
-    def __init__(self, num_prompts: int, seed: int):
+    def __init__(self, num_prompts: int, seed: int) -> None:
         """num_prompts: how many prompts there are, at least 1 (else DataError)."""
         if num_prompts < 1:
             raise DataError(f"there are {num_prompts} prompts to train on; at least one is needed")

@@ -5,10 +5,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rest_megatron.config.schema import Overlong
 from rest_megatron.data.chat import read_messages, read_tools, render, require_chat_template
 from rest_megatron.data.lengths import fits, without_dropped
 from rest_megatron.data.rows import BadRow, parse_rows, text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,12 @@ class Demonstration:
 
 
 def load_demonstrations(
-    path: str | Path, tokenizer, *, max_prompt_tokens: int, max_response_tokens: int, overlong: str = "error"
+    path: str | Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    overlong: Overlong = "error",
 ) -> list[Demonstration]:
     """Read and tokenise every demonstration of a .parquet, .jsonl or .json file.
 
@@ -43,7 +53,7 @@ def load_demonstrations(
     return without_dropped(rows, path, limits)
 
 
-def _encode_response(response: str, tokenizer) -> tuple[int, ...]:
+def _encode_response(response: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     token_ids = tokenizer.encode(response, add_special_tokens=False)
     if tokenizer.eos_token_id in token_ids:
         raise BadRow(

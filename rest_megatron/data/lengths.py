@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from rest_megatron.config.schema import Overlong
 from rest_megatron.data.rows import BadRow
 from rest_megatron.errors import DataError
 
@@ -12,7 +13,7 @@ Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 
 
-def fits(what: str, token_ids: Sequence[int], limit: int, key: str, overlong: str) -> bool:
+def fits(what: str, token_ids: Sequence[int], limit: int, key: str, overlong: Overlong) -> bool:
     """Whether there are at most `limit` tokens. If not: False when `overlong` is "drop", BadRow when "error".
 
     what: "prompt" or "response", for the message. key: the configuration key that holds the limit.

@@ -7,19 +7,24 @@ are not read.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rest_megatron.config.schema import Overlong
 from rest_megatron.data.chat import read_messages, read_tools, render, require_chat_template
 from rest_megatron.data.lengths import fits, without_dropped
 from rest_megatron.data.rows import BadRow, describe, field, parse_rows, text
 from rest_megatron.types import Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def load_prompts(
     path: str | Path,
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     max_prompt_tokens: int,
-    overlong: str = "error",
+    overlong: Overlong = "error",
     validate: Callable[[str], object] | None = None,
 ) -> list[Prompt]:
     """Read and tokenise every prompt of a .parquet, .jsonl or .json file.

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rest_megatron.errors import DataError
 
 Parsed = TypeVar("Parsed")
+Kind = TypeVar("Kind")
 FAULTS_SHOWN = 5
 # Exact types of a JSON number (True is none), and the largest that training can hold.
 NUMBER = (int, float)
@@ -104,10 +102,10 @@ def first_faults(faults: Sequence[str]) -> list[str]:
     """The first few of them as indented lines, and how many more there are."""
     lines = [f"  {fault}" for fault in faults[:FAULTS_SHOWN]]
     more = len(faults) - FAULTS_SHOWN
-    return lines + [f"  and {more} more"] if more > 0 else lines
+    return [*lines, f"  and {more} more"] if more > 0 else lines
 
 
-def field(row: Mapping, name: str, kind: type) -> object:
+def field(row: Mapping, name: str, kind: type[Kind]) -> Kind:
     """Return `row[name]`; BadRow when it is missing (or null) or not a `kind`."""
     value = row.get(name)
     if value is None:
@@ -117,16 +115,16 @@ def field(row: Mapping, name: str, kind: type) -> object:
     return value
 
 
-def vector(row: Mapping, name: str, kinds: tuple[type, ...], said: str, length: int | None) -> list:
+def vector(row: Mapping, name: str, kinds: tuple[type, ...], what: str, length: int | None) -> list:
     """Return the list `row[name]`; BadRow when it is missing, has other than `length` entries or one not of `kinds`.
 
-    said: what the entries must be, for the message. length: the number of the row's ids; None: any.
+    what: what the entries must be, for the message. length: the number of the row's ids; None: any.
     """
     values = field(row, name, list)
     # Exact types: True is no token id.
     wrong = [value for value in values if type(value) not in kinds]
     if wrong:
-        raise BadRow(f"field {name!r} holds {describe(wrong[0])}, must be a list of {said}")
+        raise BadRow(f"field {name!r} holds {describe(wrong[0])}, must be a list of {what}")
     if length is not None and len(values) != length:
         raise BadRow(f"field {name!r} has {len(values)} entries for {length} ids, must have one per token")
     return values
@@ -163,6 +161,10 @@ def _numbered(rows: Iterable[object]) -> list[tuple[str, object]]:
 
 
 def _read_parquet(path: Path, columns: tuple[str, ...] | None) -> list[tuple[str, object]]:
+    # Only here: it takes a tenth of a second, which a command line that reads no parquet need not wait for.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             return _numbered(file.read(columns=columns and list(columns)).to_pylist())

@@ -6,11 +6,16 @@ so the ids of a turn stay those that were sampled, and earlier thoughts stay in 
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
 from rest_megatron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KEEP_THINKING = "keep_thinking"
 FIX = "set data.chat_template=keep_thinking"
@@ -49,7 +54,45 @@ def read_template(name: str, where: str) -> str:
     return template
 
 
-def check_template(tokenizer) -> list[str]:
+def render_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[dict] | None = None,
+    *,
+    opens: bool,
+) -> str:
+    """The messages as the tokenizer's template writes them; `opens`: and the opening of the assistant's turn.
+
+    tools: those the template announces. Raises jinja2.TemplateError when it refuses them.
+    """
+    return cast(str, _apply(tokenizer, messages, tools, opens, tokenize=False))
+
+
+def render_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[dict] | None = None,
+    *,
+    opens: bool,
+) -> list[int]:
+    """The token ids of `render_text`."""
+    return cast(list[int], _apply(tokenizer, messages, tools, opens, tokenize=True))
+
+
+def _apply(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[dict] | None,
+    opens: bool,
+    tokenize: bool,
+) -> Any:
+    announced: list[Any] | None = list(tools) if tools else None
+    return tokenizer.apply_chat_template(
+        list(messages), tools=announced, add_generation_prompt=opens, tokenize=tokenize, return_dict=False
+    )
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """What the tokenizer's template does wrong with a dialogue of several turns, one sentence each; [] when nothing.
 
     Checked wherever a turn begins or ends: the ids so far begin the ids of the longer dialogue. In the whole dialogue:
@@ -57,11 +100,11 @@ def check_template(tokenizer) -> list[str]:
     """
     try:
         renderings = list(_prefixes(tokenizer))
-        whole = tokenizer.apply_chat_template(list(_PROBE), tokenize=False, add_generation_prompt=True)
+        whole = render_text(tokenizer, _PROBE, opens=True)
     except jinja2.TemplateError as error:
         return [f"it refuses a dialogue with a system message, calls and tool results: {error}; {FIX}"]
     findings = []
-    for (count, shorter), (longer_count, longer) in zip(renderings, renderings[1:], strict=False):
+    for (count, shorter), (longer_count, longer) in pairwise(renderings):
         if longer[: len(shorter)] != shorter:
             difference = _first_difference(shorter, longer)
             findings.append(
@@ -107,14 +150,11 @@ def _thought(message: Message) -> str:
     return thought.strip() if opened and closed else ""
 
 
-def _prefixes(tokenizer) -> Iterator[tuple[int, list[int]]]:
+def _prefixes(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, list[int]]]:
     """(messages, their ids) wherever the assistant's turn opens or has just ended."""
     for count in range(2, len(_PROBE) + 1):
         opens = _PROBE[count - 1]["role"] != "assistant"
-        ids = tokenizer.apply_chat_template(
-            list(_PROBE[:count]), add_generation_prompt=opens, tokenize=True, return_dict=False
-        )
-        yield count, list(ids)
+        yield count, render_ids(tokenizer, _PROBE[:count], opens=opens)
 
 
 def _first_difference(shorter: list[int], longer: list[int]) -> int:

@@ -22,20 +22,20 @@ def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_tokenizer(directory: Path, said: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `directory`, a Hugging Face one or one that holds tokenizer.json alone.
 
-    Code beside it is never run. said: how the user named the directory, for the message.
+    Code beside it is never run. name: how the user named the directory, for the message.
     Raises CheckpointError when it cannot be read.
     """
     fix = "  Name a Hugging Face directory, or one that holds its tokenizer.json"
     if not directory.is_dir():  # a name that is no directory would be looked up on the network's hub
-        raise CheckpointError(f"{said} is no directory, so it holds no tokenizer\n{fix}")
+        raise CheckpointError(f"{name} is no directory, so it holds no tokenizer\n{fix}")
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     # A broken tokenizer.json raises anything up to a bare Exception.
     except Exception as error:
-        raise CheckpointError(f"the tokenizer in {said} cannot be read: {error}\n{fix}") from error
+        raise CheckpointError(f"the tokenizer in {name} cannot be read: {error}\n{fix}") from error
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, name: str, where: str) -> None:

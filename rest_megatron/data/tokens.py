@@ -7,17 +7,21 @@ second tokenisation are not always the ids the model sampled.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import decoders
 
 from rest_megatron.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # End-of-turn tokens of ChatML and Llama 3, for a tokenizer.json that comes without the file that names its own. With
 # the last one Llama 3 ends a turn that waits for a tool.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
-def token_bytes(tokenizer, vocab_size: int | None = None) -> list[bytes]:
+def token_bytes(tokenizer: "PreTrainedTokenizerBase", vocab_size: int | None = None) -> list[bytes]:
     """The raw bytes of every token id of a byte-level BPE tokenizer (Qwen, Llama 3, GPT-2).
 
     tokenizer: a Hugging Face fast tokenizer.
@@ -51,7 +55,7 @@ def token_bytes(tokenizer, vocab_size: int | None = None) -> list[bytes]:
     return [pieces.get(index, b"") for index in range(size)]
 
 
-def stop_token_ids(directory: Path, tokenizer) -> list[int]:
+def stop_token_ids(directory: Path, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids that end an answer: the tokenizer's end-of-turn token and those of generation_config.json beside it.
 
     Where neither names one, those of the TURN_ENDS that the tokenizer has.

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
-from rest_megatron.data.template import FIX, Message, check_template
+from rest_megatron.data.template import FIX, Message, check_template, render_text
 from rest_megatron.data.tokens import stop_token_ids
 from rest_megatron.errors import DataError
 
@@ -27,8 +27,6 @@ _DIALOGUE: tuple[Message, ...] = (
     {"role": "assistant", "content": _ANSWER},
 )
 _TOOL: tuple[Message, ...] = ({"role": "tool", "content": '{"celsius": 21}'},)
-
-
 # Renderings of which two, one after the other, show the same time wherever a template writes one.
 _TRIES = 2
 
@@ -78,7 +76,7 @@ class Turns:
         for _ in range(_TRIES):
             prefix = self._prefix()
             try:
-                whole = _render(self.tokenizer, [*_DIALOGUE, *messages], opens=True)
+                whole = render_text(self.tokenizer, [*_DIALOGUE, *messages], opens=True)
             except jinja2.TemplateError as error:
                 raise DataError(f"the chat template refuses {messages}, said by rollout.tools: {error}") from error
             if whole.startswith(prefix):
@@ -87,7 +85,7 @@ class Turns:
 
     def _prefix(self) -> str:
         """The fixed dialogue, up to the token that ends its assistant's turn; templates may write the time of day."""
-        closed = _render(self.tokenizer, _DIALOGUE, opens=False)
+        closed = render_text(self.tokenizer, _DIALOGUE, opens=False)
         stop = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
         return closed[: closed.rindex(_ANSWER) + len(_ANSWER) + len(stop)]
 
@@ -112,11 +110,11 @@ def read_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> Turns:
     if findings:
         reasons = "; ".join(finding.removesuffix(f"; {FIX}") for finding in findings)
         refuse(config, "data.chat_template", f"{rule}: {reasons}", FIX.capitalize())
-    closed = _render(tokenizer, _DIALOGUE, opens=False)
+    closed = render_text(tokenizer, _DIALOGUE, opens=False)
     start = closed.rindex(_ANSWER) + len(_ANSWER)
     listed = stop_token_ids(Path(config.model.path), tokenizer)
     # The model's vocabulary may hold ids that the tokenizer has no token for.
-    stops = {token: i for i in listed if (token := tokenizer.convert_ids_to_tokens(i)) is not None}
+    stops = {token: i for i in listed if isinstance(token := tokenizer.convert_ids_to_tokens(i), str)}
     found = max((stop for stop in stops if closed.startswith(stop, start)), key=len, default=None)
     if found is None:
         ends = f"it writes {closed[start:]!r} after an assistant's message, which begins with no stop token"
@@ -131,7 +129,3 @@ def read_turns(config: Config, tokenizer: PreTrainedTokenizerBase) -> Turns:
         reason = f"the tokenizer joins {found} to the text after it, so turns cannot be tokenised one by one"
         refuse(config, "data.chat_template", f"{rule}: {reason}", "Take the model's own tokenizer.json")
     return turns
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, opens: bool) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opens)

@@ -1,4 +1,4 @@
-"""How ranks agree to stop: over groups of gloo, on the CPU, for the question must not wait for an accelerator.
+"""How ranks agree to stop: over groups of gloo, on the CPU, since this must not wait for an accelerator.
 
 gloo connects to the address that a node's name resolves to. Where nodes reach each other by another interface,
 GLOO_SOCKET_IFNAME names it, on every node.
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import ConfigError
 
-CONNECT_TIMEOUT = timedelta(minutes=3)  # a wrong interface answers to nobody
+CONNECT_TIMEOUT = timedelta(minutes=3)  # through a wrong interface nobody answers
 REASON_KEY = "rest_megatron/stop"
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.2  # seconds between two looks at the job's store
 
@@ -30,7 +30,7 @@ class StopGroups:
 
 
 def connect_stop_groups(block: Sequence[int], timeout: timedelta) -> StopGroups:
-    """The groups; block: the ranks of this copy of the model, timeout: of a question. Collective over all ranks.
+    """The groups; block: the ranks of this copy of the model, timeout: of a call. Collective over all ranks.
 
     Raises ConfigError where gloo cannot connect the ranks.
     """
@@ -73,7 +73,7 @@ def highest(value: int, group: dist.ProcessGroup) -> int:
 
 
 def exchange(store: dist.Store, reason: str | None) -> str | None:
-    """Tell all ranks, through the job's store, why this one is to stop; or learn of another one's reason."""
+    """Leave in the job's store, for all ranks, why this one is to stop; or read another one's reason there."""
     if reason is not None:
         store.set(REASON_KEY, reason)
     elif store.check([REASON_KEY]):
@@ -82,14 +82,15 @@ def exchange(store: dist.Store, reason: str | None) -> str | None:
 
 
 def wait_for(store: dist.Store, key: str, watch: Watch, timeout: timedelta) -> None:
-    """Return when another rank has set `key`; beat meanwhile, and pass on that this rank is asked to stop.
+    """Return when another rank has set `key`; beat meanwhile, and pass on why this rank is to stop.
 
     Raises torch.distributed.DistStoreError when time is up.
     """
     deadline, pause = time.monotonic() + timeout.total_seconds(), FIRST_PAUSE
     # Not store.wait in slices: each that ends without the key writes two warnings to stderr.
     while not store.check([key]):
-        watch.asked()
+        watch.beat()
+        watch.exchange_reasons()
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"{key} was not set within {timeout}")
         time.sleep(pause)

@@ -1,7 +1,7 @@
-"""What a run is asked from outside, and whether it gets on: signals, a time limit, a watchdog.
+"""Whether this process is to stop, and whether it makes progress: signals, a time limit, a watchdog.
 
 A signal or the time limit only sets a reason to stop; the run looks at it where it can stop without loss
-(`Watch.check`, `Parallel.poll`). One thread hears signals, so that a main thread that waits in C++ misses none, and
+(`Watch.check`, `Parallel.poll`). One thread receives signals, so that a main thread that waits in C++ misses none, and
 ends a process that makes no progress.
 """
 
@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
+from types import FrameType, TracebackType
+from typing import Any, TextIO
 
 from rest_megatron.errors import HANG_EXIT_CODE, Preempted
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+"""What `signal.signal` takes and gives back."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Launchers pass on a signal that the whole process group got already: what comes this soon is the same request.
@@ -31,11 +34,11 @@ REPORT_SECONDS = 30.0
 
 
 class Watch:
-    """Use it as a context manager, in the main thread: elsewhere it hears no signals. Never entered, it does nothing.
+    """Use it as a context manager, in the main thread: elsewhere it gets no signals. Never entered, it does nothing.
 
     The first of `SIGNALS` is a reason to stop; another one, SAME_REQUEST_SECONDS later or more, ends the process at
     once with exit code 128 + its number. Afterwards, and in forked children, the handlers are those that were there
-    before; but after a reason to stop this process hears no more signals.
+    before; but after a reason to stop this process ignores further signals.
 
     Args:
         save_by: seconds after it was entered that are a reason to stop; None: never.
@@ -46,7 +49,7 @@ class Watch:
 
     def __init__(
         self, *, save_by: float | None = None, hang_timeout: float = 0.0, stacks: Path | None = None, rank: int = 0
-    ):
+    ) -> None:
         self._save_by, self._hang_timeout, self._stacks, self._rank = save_by, hang_timeout, stacks, rank
         self._active = False
         self._reason: str | None = None
@@ -58,44 +61,47 @@ class Watch:
         self._exchange: Callable[[str | None], str | None] | None = None
         self._next_exchange = 0.0
         self._all_know = False
-        self._handlers: dict[signal.Signals, object] = {}
+        self._handlers: dict[signal.Signals, Handler] = {}
         self._wakeup_fd = -1
 
     @property
-    def reason(self) -> str | None:
-        """None, or why this process is to stop: a signal's name, or the time limit."""
+    def stop_reason(self) -> str | None:
+        """None, or why this process is to stop, as far as it knows: a signal's name, or the time limit."""
         if self._reason is None and time.monotonic() >= self._stop_at:
-            self._reason = f"checkpoint.save_by={self._save_by:.10g} s are over"
+            return f"checkpoint.save_by={self._save_by:.10g} s are over"
         return self._reason
 
     def beat(self) -> None:
         """There is progress."""
         self._beats += 1
 
-    def asked(self) -> str | None:
-        """Beat; then this rank's reason, or that of another one. They may differ between ranks for a second or so."""
-        self.beat()
-        reason, now = self.reason, time.monotonic()
+    def exchange_reasons(self) -> str | None:
+        """Pass this rank's reason to stop on to the others, or learn of another's: at once, or every EXCHANGE_SECONDS.
+
+        Returns `stop_reason` as it is then. Ranks may differ in it for a second or so.
+        """
+        reason, now = self.stop_reason, time.monotonic()
         due = reason is not None or now >= self._next_exchange
         if self._active and self._exchange is not None and due and not self._all_know:
             self._next_exchange = now + EXCHANGE_SECONDS
             known = self._exchange(reason)
             self._all_know = known is not None
             # A signal may have come meanwhile.
-            self._reason = self._reason or known
-        return self.reason
+            self._reason = self.stop_reason or known
+        return self.stop_reason
 
     def check(self) -> None:
-        """Beat, and raise Preempted when asked to stop. For a rank that works alone, inside `Parallel.on_main`."""
-        reason = self.asked()
+        """Beat, and raise Preempted when a rank is to stop. For one that works alone, inside `Parallel.on_main`."""
+        self.beat()
+        reason = self.exchange_reasons()
         if reason is not None:
             raise Preempted(reason)
 
     def connect(self, exchange: Callable[[str | None], str | None]) -> None:
         """exchange: takes this rank's reason to the others and gives it back; for None, another rank's, or None.
 
-        It is called in the thread that asks, every EXCHANGE_SECONDS at most, until there is a reason; with this rank's
-        own at once.
+        It is called in the thread of `exchange_reasons`, every EXCHANGE_SECONDS at most, until there is a reason; with
+        this rank's own at once.
         """
         self._exchange = exchange
 
@@ -138,9 +144,9 @@ class Watch:
         self._active = False
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup_fd)
-        # A process that stops as asked ends with its own exit code: launchers send SIGTERM to ranks that end a little
-        # later than others.
-        if self.reason is None:
+        # A process that stops for a reason ends with its own exit code: launchers send SIGTERM to ranks that end a
+        # little later than others.
+        if self.stop_reason is None:
             self._restore_handlers()
         self._mouth.send(bytes(1))
         self._thread.join()
@@ -150,8 +156,8 @@ class Watch:
     def _catch_signals(self) -> None:
         self._wakeup_fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, _hear_elsewhere)
-            # Libraries' own system calls go on by themselves.
+            self._handlers[number] = signal.signal(number, _do_nothing)
+            # Libraries' own system calls are resumed after a signal.
             signal.siginterrupt(number, False)
         # A fork would share the pipe: a signal that ends a worker of the user's code is none for this process.
         os.register_at_fork(after_in_child=self._forget_signals)
@@ -176,7 +182,7 @@ class Watch:
                 for number in self._ear.recv(4096):
                     if number == 0:
                         return
-                    self._hear(number)
+                    self._receive(number)
             except TimeoutError:
                 pass  # a tick
             # A process that was suspended meanwhile made no progress for a tick, not for hours.
@@ -189,7 +195,7 @@ class Watch:
             if self._hang_timeout and silent >= self._hang_timeout:
                 self._end_hung(silent)
 
-    def _hear(self, number: int) -> None:
+    def _receive(self, number: int) -> None:
         if number not in SIGNALS:
             return
         now = time.monotonic()
@@ -197,7 +203,7 @@ class Watch:
             os._exit(128 + number)
         if self._first_signal == math.inf:
             self._first_signal = now
-            self._reason = self._reason or signal.Signals(number).name
+            self._reason = self.stop_reason or signal.Signals(number).name
 
     def _end_hung(self, seconds: float) -> None:
         """Say where, write the stacks, and end the process, whatever may happen on the way."""
@@ -210,7 +216,7 @@ class Watch:
         )
         path = None if self._stacks is None else self._stacks / f"rank-{self._rank}.txt"
         try:
-            _tell(
+            _write_stderr(
                 f"hang: {message}; stacks: {path or 'below'}. Compare those of all ranks: one that waits for no other "
                 "is the cause. Raise run.hang_timeout if this may take so long\n"
             )
@@ -219,8 +225,8 @@ class Watch:
             os._exit(HANG_EXIT_CODE)
 
 
-def _hear_elsewhere(number: int, frame: object) -> None:
-    """A signal's handler. Python has written the number to the wakeup fd before it calls this."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """A signal's handler. Python has written the number to the wakeup fd, which the thread reads, before this call."""
 
 
 def _write_stacks(path: Path | None, header: str) -> None:
@@ -231,7 +237,7 @@ def _write_stacks(path: Path | None, header: str) -> None:
                 _dump(file, header)
             return
         except OSError as error:
-            _tell(f"hang: no stacks in {path}: {error}\n")
+            _write_stderr(f"hang: no stacks in {path}: {error}\n")
     with open(2, "w", encoding="utf-8", closefd=False) as file:
         _dump(file, header)
 
@@ -242,6 +248,6 @@ def _dump(file: TextIO, header: str) -> None:
     faulthandler.dump_traceback(file, all_threads=True)
 
 
-def _tell(text: str) -> None:
-    """To stderr, without the lock of sys.stderr: another thread may hold it for ever."""
+def _write_stderr(text: str) -> None:
+    """Without the lock of sys.stderr: another thread may hold it for ever."""
     os.write(2, text.encode())

@@ -25,7 +25,7 @@ from rest_megatron.data.rows import describe, lone_surrogate
 from rest_megatron.data.template import Message
 from rest_megatron.errors import DataError
 from rest_megatron.utils.user_code import excerpt, load_function, say
-from rest_megatron.utils.waiting import CHECK_SECONDS, unasked
+from rest_megatron.utils.waiting import CHECK_SECONDS, no_stop
 
 CALL = "function(response: str, messages: list[dict], *, prompt: str) -> list[dict] | None"
 ROLES = ("tool", "user")
@@ -59,7 +59,7 @@ class Tools:
     name: str
     seconds: float
 
-    def answers(self, questions: Sequence[Question], check: Callable[[], None] = unasked) -> list[list[Message] | None]:
+    def answers(self, questions: Sequence[Question], check: Callable[[], None] = no_stop) -> list[list[Message] | None]:
         """The function's answer to each question, in their order.
 
         `check` is called now and then; after what it raises nothing more is asked. Raises DataError, that of the first

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from rest_megatron.config.schema import RewardConfig
-from rest_megatron.observe.rollouts import dump_evaluation, length_metrics
+from rest_megatron.observe.rollouts import length_metrics
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.session import Session
+from rest_megatron.step.dump import dump_evaluation
 from rest_megatron.step.score import reward_metrics, score_groups
 from rest_megatron.types import Prompt
 
@@ -26,20 +28,21 @@ def evaluate(session: Session, step: int, prompts: Sequence[Prompt]) -> dict[str
     """
     if not prompts:
         return {}
-    seed = session.config.run.seed
+    config = session.config
     session.rollout.publish(session.actor.version)
-    groups = session.rollout.generate([p.token_ids for p in prompts], group_size=1, seed=seed)
+    requests = number_requests([p.token_ids for p in prompts], config.rollout.max_new_tokens)
+    groups = session.rollout.generate(requests, group_size=1, seed=config.run.seed)
     session.rollout.sleep()
     scores = score_groups(
         groups,
         prompts,
         session.reward,
         session.token_table,
-        progress=fixed_progress(session.config.reward),
-        step=session.config.train.steps,
+        progress=fixed_progress(config.reward),
+        step=config.train.steps,
         parallel=session.parallel,
     )
-    if session.is_main and session.config.rollout.dump:
+    if session.is_main and config.rollout.dump:
         dump_evaluation(session.run_dir, step, prompts, groups, scores, session.token_table)
     samples = [sample for group in groups for sample in group]
     metrics = reward_metrics([score for group in scores for score in group])

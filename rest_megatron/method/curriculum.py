@@ -1,13 +1,29 @@
-"""The curriculum over region weights (arXiv 2509.21826, Eq. 16-17): from structure to reasoning."""
+"""What regions weigh at one point of a run: the rule of Eq. 9, then the curriculum (arXiv 2509.21826, Eq. 16-17)."""
 
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.feedback import FeedbackState, shift
 from rest_megatron.method.regions import Region
+from rest_megatron.method.weights import region_switches, region_weights
+
+
+def scheduled_weights(statistic: Tensor, progress: float, feedback: FeedbackState, settings: WeightsConfig) -> Tensor:
+    """Rule, curriculum and switches, one after the other: float64 of the statistic's shape.
+
+    statistic: [4], or [N, 4] with a row per response, as for `region_weights`. progress drives the linear curriculum,
+    feedback the other one.
+    """
+    weights = region_weights(statistic, settings)
+    if settings.curriculum == "feedback":
+        weights = shift(weights, feedback, settings)
+    else:
+        weights = anneal(weights, progress, settings)
+    return weights * region_switches(settings).to(weights.device)
 
 
 def anneal(region_weights: Tensor, progress: float, settings: WeightsConfig) -> Tensor:
-    """The region weights at progress nu in [0, 1], of the input's shape; the input is not changed.
+    """Eq. 16-17: the region weights at progress nu in [0, 1], of the input's shape; the input is not changed.
 
     region_weights: [4], or [N, 4] with a row per response.
     linear:  format      max(w_min, w - a_f nu)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rest_kernels.reference import LOG_RATIO_BOUND
+from rest_kernels.reference import bounded_log_ratio
 from rest_megatron.method.means import mean_by
 
 
@@ -51,7 +51,7 @@ def importance_ratios(
     if cap is None and mask is None:
         return torch.ones_like(old_log_probs, dtype=torch.float32)
     gap = _gap(old_log_probs, rollout_log_probs)
-    ratios = torch.where(gap.isnan(), gap, 1.0) if cap is None else _held(gap).exp().clamp(max=cap)
+    ratios = torch.where(gap.isnan(), gap, 1.0) if cap is None else bounded_log_ratio(gap).exp().clamp(max=cap)
     masked = masked_answers(old_log_probs, rollout_log_probs, sequence_index, num_sequences, mask)
     return ratios.masked_fill(masked[sequence_index], 0.0).float()
 
@@ -72,13 +72,9 @@ def masked_answers(
 def token_mismatch(old_log_probs: Tensor, rollout_log_probs: Tensor, cap: float | None) -> TokenMismatch:
     """The statistics of each token; nan where a log-prob is not finite. The arguments are as in `importance_ratios`."""
     gap = _gap(old_log_probs, rollout_log_probs)
-    held = _held(gap)
+    held = bounded_log_ratio(gap)
     clipped = torch.zeros_like(gap) if cap is None else (held.exp() > cap).double()
     return TokenMismatch(gap.abs(), held.expm1() - held, clipped)
-
-
-def _held(gap: Tensor) -> Tensor:
-    return gap.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def _gap(old_log_probs: Tensor, rollout_log_probs: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ the gradient. Otherwise each token's gradient follows its own weight. As in the 
 +-20, so that exp stays finite, and a ratio beyond has no gradient.
 """
 
-import torch
 from torch import Tensor
 
-from rest_kernels.reference import LOG_RATIO_BOUND
+from rest_kernels.reference import bounded_log_ratio, clipped_loss, held_by_clip, kl_to_reference
 from rest_megatron.method.means import mean_by
 
 
@@ -42,21 +41,21 @@ def sequence_ppo_loss(
         clipped_low: those of them with A < 0; approx_kl: k3 estimate of KL(old || policy), e^d - 1 - d with
         d = log_probs - old_log_probs of the token.
     """
-    log_ratio = (log_probs.detach() - old_log_probs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    means = mean_by(sequence_index, log_probs.detach() - old_log_probs, num_sequences).to(log_probs.dtype)
-    ratio = (log_probs - log_probs.detach() + means[sequence_index]).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    clipped_ratio = ratio.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
-    token_loss = torch.maximum(-advantages * ratio, -advantages * clipped_ratio)
+    gap = log_probs.detach() - old_log_probs
+    means = mean_by(sequence_index, gap, num_sequences).to(log_probs.dtype)
+    ratio = bounded_log_ratio(log_probs - log_probs.detach() + means[sequence_index]).exp()
+    clips = {"clip_ratio_low": clip_ratio_low, "clip_ratio_high": clip_ratio_high}
+    token_loss = clipped_loss(ratio, advantages, **clips)
 
     used = loss_weights != 0
     value = ratio.detach()
-    high = used & (advantages > 0) & (value > 1.0 + clip_ratio_high)
-    low = used & (advantages < 0) & (value < 1.0 - clip_ratio_low)
+    clipped = used & held_by_clip(value, advantages, **clips)
     metrics = {
         "num_tokens": used,
-        "clipped": high | low,
-        "clipped_low": low,
-        "approx_kl": (log_ratio.exp() - 1.0 - log_ratio) * used,
+        "clipped": clipped,
+        "clipped_low": clipped & (advantages < 0),
+        # k3 of KL(old || policy): the answers are the old policy's.
+        "approx_kl": kl_to_reference(old_log_probs, log_probs.detach()) * used,
         "ratio": value * used,
     }
     return (loss_weights * token_loss).sum(), {name: x.to(value.dtype).sum() for name, x in metrics.items()}

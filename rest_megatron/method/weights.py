@@ -7,15 +7,7 @@ variance bound sum_t w_t^2 beta_t, at mean weight 1, is smallest for
 
 With entropy H, collision c = sum_v p_v^2 and last hidden state h, E||s_t||^2 is exactly 1 - c for the logits and
 (1 - c) ||h||^2 for the LM head, and 1 - c <= 1 - exp(-H) (Lemma 2). In practice beta is taken per region, from the
-mean of a statistic over the region's tokens, of the whole batch or of one response:
-
-| rule             | statistic       | region weight before it is normalised                                        |
-|------------------|-----------------|------------------------------------------------------------------------------|
-| score_bound      | H               | 1 / (1 - exp(-H))                                                            |
-| inverse_entropy  | H               | 1 / H                                                                        |
-| collision        | 1 - c           | 1 / (1 - c)                                                                  |
-| lm_head          | (1 - c) ||h||^2 | 1 / ((1 - c) ||h||^2)                                                        |
-| constant         | 1               | 1                                                                            |
+mean of a statistic over the region's tokens, of the whole batch or of one response: RULES below (Eq. 9).
 
 Weights that differ between tokens change the expected gradient: a deliberate bias for less variance.
 
@@ -23,40 +15,79 @@ Vectors of four follow the order of `regions.Region`. All maths is float64. The 
 `reference`, take no statistics and are in `reference_weights.py`.
 """
 
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.means import mean_by
 from rest_megatron.method.regions import Region
 
 STATISTIC_FLOOR = 1e-6  # a region the policy is sure of has H = 0 and c = 1, where no rule has a value
-# What `token_statistic` reads for each rule.
-READ_BY_RULE: dict[str, frozenset[str]] = {
-    "score_bound": frozenset({"entropy"}),
-    "inverse_entropy": frozenset({"entropy"}),
-    "collision": frozenset({"collision"}),
-    "lm_head": frozenset({"collision", "hidden_norm_squared"}),
-    "constant": frozenset(),
-}
 DELTA = 1e-8  # delta of w_t = w^_t / (mean(w^) + delta)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How the weight of a region follows from what was measured at its tokens (Eq. 9)."""
+
+    formula: str
+    """The weight, as the help of `weights.rule` writes it."""
+    reads: Set[str]
+    """What `statistic` looks at, by the names of `token_statistic`'s arguments."""
+    statistic: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """From entropy H, collision c and ||h||^2 of each token, float64 [T] each, to what is averaged over a region."""
+    weight: Callable[[Tensor], Tensor]
+    """From the mean of each region, float64, to its weight before these are normalised."""
+
+
+# A new rule is a row here and a choice of `weights.rule`. expm1 keeps 1 - exp(-H) exact for small H.
+RULES = {
+    "score_bound": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
+    "inverse_entropy": Rule("1/H", {"entropy"}, lambda h, c, norm: h, torch.reciprocal),
+    "collision": Rule("1/(1-c)", {"collision"}, lambda h, c, norm: 1.0 - c, torch.reciprocal),
+    "lm_head": Rule(
+        "1/((1-c)|h|^2)",
+        {"collision", "hidden_norm_squared"},
+        lambda h, c, norm: (1.0 - c) * norm,
+        torch.reciprocal,
+    ),
+    "constant": Rule("1", set(), lambda h, c, norm: torch.ones_like(h), torch.ones_like),
+}
+
+
+@dataclass(frozen=True)
+class WeightState:
+    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
+
+    running_mean: tuple[float, ...] | None = None
+    """Of the rule's statistic in each region; nan for a region never seen."""
+    feedback: FeedbackState = field(default_factory=FeedbackState)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
+        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
+        """What `to_dict` gave."""
+        mean = values["running_mean"]
+        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
+        return cls(mean, FeedbackState.from_dict(values["feedback"]))
+
+
 def token_statistic(rule: str, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:
-    """float64 [T]: what `rule` averages over a region's tokens, see the table above.
+    """float64 [T]: what `rule` averages over a region's tokens, see RULES.
 
     entropy: [T] in nats; collision: [T] in [0, 1]; hidden_norm_squared: [T], ||h||^2. A rule reads only its own.
     Raises ValueError for a rule without a statistic.
     """
-    if rule in ("score_bound", "inverse_entropy"):
-        return entropy.double()
-    if rule == "collision":
-        return 1.0 - collision.double()
-    if rule == "lm_head":
-        return (1.0 - collision.double()) * hidden_norm_squared.double()
-    if rule == "constant":
-        return torch.ones_like(entropy, dtype=torch.float64)
-    raise ValueError(f"rule {rule!r} has no statistic per token; use one of {', '.join(_RULES)}")
+    return _rule(rule).statistic(entropy.double(), collision.double(), hidden_norm_squared.double())
 
 
 def region_sums(values: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +134,9 @@ def region_weights(statistic: Tensor, settings: WeightsConfig) -> Tensor:
     Statistics below STATISTIC_FLOOR count as the floor, so the weight of a sure region is finite.
     Raises ValueError for a rule without a statistic.
     """
-    if settings.rule not in _RULES:
-        raise ValueError(f"rule {settings.rule!r} does not follow from statistics; use one of {', '.join(_RULES)}")
     statistic = statistic.double()
     seen = ~statistic.isnan()
-    weights = _RULES[settings.rule](torch.where(seen, statistic, 1.0).clamp(min=STATISTIC_FLOOR))
+    weights = _rule(settings.rule).weight(torch.where(seen, statistic, 1.0).clamp(min=STATISTIC_FLOOR))
     mean = torch.where(seen, weights, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
     weights = (weights / mean).clamp(settings.clamp_min, settings.clamp_max)
     return torch.where(seen, weights, 1.0)
@@ -137,24 +166,16 @@ def token_weights(region_weights: Tensor, regions: Tensor, sequence_index: Tenso
     return (weights / (mean[sequence_index] + DELTA)).float()
 
 
-def _score_bound(entropy: Tensor) -> Tensor:
-    """1 / (1 - exp(-H)), exact for small H."""
-    return -1.0 / torch.expm1(-entropy)
-
-
-_RULES = {
-    "score_bound": _score_bound,
-    "inverse_entropy": torch.reciprocal,
-    "collision": torch.reciprocal,
-    "lm_head": torch.reciprocal,
-    "constant": torch.ones_like,
-}
-
-
 def require_finite(sums: Tensor) -> None:
     """Raises ValueError unless all `sums` [4] over regions are finite. With global sums, on all ranks alike."""
     if not torch.isfinite(sums).all():
         raise ValueError(f"region sums {sums.tolist()} (format, tool name, parameters, cot) are not finite")
+
+
+def _rule(name: str) -> Rule:
+    if name not in RULES:
+        raise ValueError(f"rule {name!r} does not follow from statistics; use one of {', '.join(RULES)}")
+    return RULES[name]
 
 
 def _same_shape(**tensors: Tensor) -> None:

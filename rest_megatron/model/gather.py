@@ -14,6 +14,8 @@ from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model.mapping import kv_groups, mapped_parameters, split
 from rest_megatron.model.model import Policy
+from rest_megatron.utils.files import unwritable
+from rest_megatron.utils.grouping import groups_within
 
 
 class Planned(NamedTuple):
@@ -59,24 +61,21 @@ def file_plan(policy: Policy, parallel: Parallel, max_file_bytes: int) -> dict[s
         if not mapped.is_copy:
             width = mapped.parameter.element_size()
             local += [(piece.name, width * torch.Size(piece.shape).numel()) for piece in mapped.pieces]
-    stages: list = [local]
+    stages = [local]
     if parallel.pp_size > 1:
-        stages = [None] * parallel.pp_size
+        stages = [[]] * parallel.pp_size
         dist.all_gather_object(stages, local, group=parallel.pp_group)
-    files: list[list[tuple[str, int]]] = []
-    for stage in stages:
-        room = 0
-        for name, size in stage:
-            if size > room:
-                files.append([])
-                room = max_file_bytes
-            files[-1].append((name, size))
-            room -= size
-    count = len(files)
-    label = (
-        (lambda i: "model.safetensors") if count == 1 else (lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors")
-    )
-    return {name: Planned(label(i), size) for i, file in enumerate(files) for name, size in file}
+    files = [file for stage in stages for file in groups_within(max_file_bytes, stage, lambda tensor: tensor[1])]
+    return {
+        name: Planned(weight_file_name(number, len(files)), size)
+        for number, file in enumerate(files, start=1)
+        for name, size in file
+    }
+
+
+def weight_file_name(number: int, count: int) -> str:
+    """The name of file `number`, from 1, of the `count` that hold a model's weights, as Hugging Face names them."""
+    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def write_stage(
@@ -121,7 +120,5 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> Path:
         # safetensors makes its files private; what may be listed in the directory may be read.
         path.chmod(path.parent.stat().st_mode & 0o666)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error}. Check the space and the rights of its disk"
-        ) from error
+        raise unwritable(path, error) from error
     return path

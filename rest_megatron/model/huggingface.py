@@ -1,11 +1,10 @@
 """Hugging Face safetensors into this rank's shards, and back, slice by slice.
 
-Loading reads only this rank's slices. Export writes each pipeline stage's tensors (`stage.py`), and moves the finished
-directory into place in one rename.
+Loading reads only this rank's slices. Export writes each pipeline stage's tensors (`gather.py`), and gives the finished
+directory its name when the disk has all of it.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +20,7 @@ from rest_megatron.errors import CheckpointError
 from rest_megatron.model.gather import Planned, file_plan, write_stage
 from rest_megatron.model.mapping import Piece, expected_tensors, kv_groups, mapped_parameters, merge, mismatch
 from rest_megatron.model.model import Policy
+from rest_megatron.utils.files import ASIDE, recover, replace_directory, sync, sync_tree, unwritable
 
 INDEX = "model.safetensors.index.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # wins over one in tokenizer_config.json
@@ -93,6 +93,10 @@ def weight_source(model: ModelConfig, seed: int, hf: PreTrainedConfig) -> Weight
 
 
 def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory: those that its index names, or all where it has none.
+
+    Raises CheckpointError when there are none, or the index cannot be read. Whether a named one exists is not checked.
+    """
     index = directory / INDEX
     if index.exists():
         try:
@@ -110,6 +114,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_tensors(directory: Path, found: dict[str, tuple[int, ...]], hf: PreTrainedConfig) -> None:
+    """Raise CheckpointError unless `found`, name to shape, are the tensors of `hf`.
+
+    A tied head may be there or not, and old models store buffers of the rotary embedding.
+    """
     ignorable = {"lm_head.weight"} if hf.tie_word_embeddings else set()
     kept = {n: s for n, s in found.items() if n not in ignorable and not n.endswith("rotary_emb.inv_freq")}
     problem = mismatch(kept, expected_tensors(hf))
@@ -136,16 +144,22 @@ def export(
     """Write the policy as a Hugging Face directory that `from_pretrained` reads: weights, config, tokenizer.
 
     chat_template: the one that was trained with, where it is not the one in `model_path`. Collective over all ranks. An
-    existing directory is replaced only when the new one is complete.
+    existing directory is replaced only when the new one is complete and on the disk. Raises CheckpointError on all
+    ranks when one cannot write.
     """
     partial = directory.with_name(directory.name + ".partial")
-    parallel.on_main(lambda: _begin(partial))
+    parallel.on_main(lambda: _begin(directory, partial))
     plan = file_plan(policy, parallel, MAX_FILE_BYTES)
-    parallel.on_all(lambda: write_stage(policy, parallel, partial, plan) if parallel.dp_rank == 0 else None)
+    # A file is synced where it was written: another node's cache is out of rank 0's reach.
+    parallel.on_all(lambda: write_stage(policy, parallel, partial, plan, sync) if parallel.dp_rank == 0 else None)
     parallel.on_main(lambda: _complete(policy, partial, directory, plan, model_path, chat_template))
 
 
-def _begin(partial: Path) -> None:
+def _begin(directory: Path, partial: Path) -> None:
+    """Make `partial`. An export that a kill left aside, without a successor, gets its name back."""
+    aside = directory.with_name(directory.name + ASIDE)
+    if aside.exists():
+        recover(aside)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -167,21 +181,10 @@ def _complete(
     try:
         _write_index(partial, plan)
         write_companions(policy.hf, model_path, partial, chat_template)
-        _replace(directory, partial)
     except OSError as error:
-        raise CheckpointError(
-            f"{directory} cannot be written: {error}. Check the space and the rights of its disk"
-        ) from (error)
-
-
-def _replace(directory: Path, complete: Path) -> None:
-    """Put `complete` in the place of `directory`, which steps aside first: at no moment is there neither."""
-    aside = directory.with_name(directory.name + ".old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if directory.exists():
-        os.rename(directory, aside)
-    os.rename(complete, directory)
-    shutil.rmtree(aside, ignore_errors=True)
+        raise unwritable(directory, error) from error
+    sync_tree(partial)
+    replace_directory(directory, partial)
 
 
 def _write_index(directory: Path, plan: dict[str, Planned]) -> None:

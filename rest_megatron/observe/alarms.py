@@ -48,7 +48,7 @@ class Alarms:
     A step that lacks a metric of an alarm, as with a reward of the user's own, leaves that alarm as it is.
     """
 
-    def __init__(self, settings: AlarmsConfig):
+    def __init__(self, settings: AlarmsConfig) -> None:
         self._settings = settings
         self._state = _State()
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from rest_megatron.observe.page import COLORS, escape, page, table
-from rest_megatron.observe.progress import text_table
 from rest_megatron.observe.regions import REGIONS
 from rest_megatron.observe.response import Response, visible
+from rest_megatron.utils.text import text_table
 
 HEADINGS = {"entropy": "entropy", "log_probs": "log-prob", "ratio": "ratio", "clipped": "clipped"}
 LETTERS = dict(zip(REGIONS, "FNPC", strict=True))

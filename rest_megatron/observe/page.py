@@ -5,7 +5,7 @@ import html
 import io
 from collections.abc import Sequence
 
-from rest_megatron.observe.progress import clean
+from rest_megatron.utils.text import clean
 
 # Of the regions, in their order, and of other series. Told apart by colour-blind eyes (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")

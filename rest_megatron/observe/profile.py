@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
-from rest_megatron.observe.progress import text_table
+from rest_megatron.utils.text import text_table
 
 # Heading, key in a region, format.
 COLUMNS = (

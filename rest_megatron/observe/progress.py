@@ -1,14 +1,14 @@
-"""What the terminal shows: one line per training step, tables, and nothing that steers it."""
+"""What the terminal shows: one line per training step, and nothing that steers it."""
 
 import math
 import shutil
 import sys
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rest_megatron.config.schema import Config
+from rest_megatron.utils.text import clean, duration
 
 # Label, metric, format; a metric that a step does not have, or that is not a number, is left out. The last ones are cut
 # off on a narrow terminal.
@@ -32,13 +32,6 @@ ALARMS = (
     ("FORMAT HACKING", "alarm/format_hacking"),
     ("MISMATCH", "alarm/mismatch"),
 )
-# Control, format (bidirectional, zero-width), surrogate, private and unassigned characters.
-_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
-
-
-def clean(text: str) -> str:
-    """`text` without characters that could steer a terminal; line breaks stay."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNSAFE)
 
 
 def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: float | None) -> str:
@@ -57,24 +50,14 @@ def format_line(step: int, total: int, metrics: Mapping[str, float], remaining: 
     return "  ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 7s, 3m12s or 5h04m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+class Progress(Protocol):
+    """Shows how a run comes along."""
 
+    def step(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of one step of `total`; steps count from 1."""
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of a width: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in (header, *rows)
-    ]
-    return "\n".join("  ".join(line) for line in lines)
+    def write(self, text: str) -> None:
+        """Show text on lines of its own."""
 
 
 class ProgressLine:
@@ -83,7 +66,7 @@ class ProgressLine:
     `steps` off: only `write` shows.
     """
 
-    def __init__(self, stream: TextIO, steps: bool = True):
+    def __init__(self, stream: TextIO, steps: bool = True) -> None:
         self._stream = stream
         self._steps = steps
         self._rewrites = stream.isatty()
@@ -133,7 +116,7 @@ class NoProgress:
 
 
 @contextmanager
-def open_progress(rank: int, config: Config) -> Iterator[ProgressLine | NoProgress]:
+def open_progress(rank: int, config: Config) -> Iterator[Progress]:
     """The progress of this rank; log.quiet leaves only what `write` is given."""
     if rank != 0:
         yield NoProgress()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rest_kernels.reference import LOG_RATIO_BOUND
+from rest_kernels.reference import bounded_log_ratio, held_by_clip
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.method.regions import Region
 
@@ -26,7 +26,7 @@ def token_ratios(
             raise ValueError("algorithm.ratio=sequence needs sequence_index, the answer that each token belongs to")
         means = torch.bincount(sequence_index, gap.double()) / torch.bincount(sequence_index)
         gap = means[sequence_index].to(gap.dtype)
-    return gap.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    return bounded_log_ratio(gap).exp()
 
 
 def clipped_tokens(
@@ -36,17 +36,17 @@ def clipped_tokens(
     algorithm: AlgorithmConfig,
     sequence_index: Tensor | None = None,
 ) -> Tensor:
-    """Bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient.
+    """Bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient; see `held_by_clip`.
 
-    Above 1 + clip_ratio_high where A > 0; below 1 - clip_ratio_low or above clip_ratio_dual where A < 0; none at A = 0.
     The arguments are those of `token_ratios`; advantages: [T].
     """
-    ratio = token_ratios(old_log_probs, log_probs, algorithm, sequence_index)
-    held_negative = ratio < 1 - algorithm.clip_ratio_low
-    if algorithm.clip_ratio_dual is not None:
-        held_negative |= ratio > algorithm.clip_ratio_dual
-    held_positive = ratio > 1 + algorithm.clip_ratio_high
-    return (held_positive & (advantages > 0)) | (held_negative & (advantages < 0))
+    return held_by_clip(
+        token_ratios(old_log_probs, log_probs, algorithm, sequence_index),
+        advantages,
+        clip_ratio_low=algorithm.clip_ratio_low,
+        clip_ratio_high=algorithm.clip_ratio_high,
+        clip_ratio_dual=algorithm.clip_ratio_dual,
+    )
 
 
 def region_totals(

@@ -9,8 +9,8 @@ import yaml
 from rest_megatron.errors import DataError
 from rest_megatron.observe.metrics import EVALUATIONS, METRICS, read_rows
 from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
-from rest_megatron.observe.progress import duration
 from rest_megatron.observe.regions import REGIONS
+from rest_megatron.utils.text import duration
 
 HELD_OUT = {
     "reward": "reward/mean",

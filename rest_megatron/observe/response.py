@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rest_megatron.data.rows import LARGEST_FLOAT32, NUMBER, BadRow, describe, vector
-from rest_megatron.observe.progress import clean
 from rest_megatron.observe.regions import REGIONS
+from rest_megatron.utils.text import clean
 
 MEASURES = ("entropy", "log_probs", "ratio", "clipped")
 FACTS = ("prompt", "finish_reason", "weight_version", "score", "format", "correctness", "reason", "advantage")
@@ -90,7 +90,7 @@ def _visible(char: str) -> str:
 
 def _pieces(row: Mapping, ids: Sequence[int], token_table: Sequence[bytes]) -> list[bytes]:
     """The bytes of each token; BadRow where they show that the ids are another tokenizer's."""
-    advice = "is tokenizer= the one of the model that wrote the row?"
+    advice = "is --tokenizer the one of the model that wrote the row?"
     dumped = isinstance(row.get("text"), str)
     # A model's vocabulary may be padded beyond the tokenizer's; such an id spells nothing, which the text can prove.
     if min(ids) < 0 or (max(ids) >= len(token_table) and not dumped):

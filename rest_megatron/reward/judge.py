@@ -15,7 +15,7 @@ import httpx
 from rest_megatron.config.method import RewardConfig
 from rest_megatron.config.redact import redact
 from rest_megatron.errors import ConfigError
-from rest_megatron.utils.waiting import gather, unasked
+from rest_megatron.utils.waiting import gather, no_stop
 
 API_KEY = "OPENAI_API_KEY"  # the environment variable that holds the key
 MAX_REPLY_BYTES = 1 << 20
@@ -63,7 +63,7 @@ class Judge:
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
 
-    def grades(self, questions: Sequence[Question], check: Callable[[], None] = unasked) -> list[float | None]:
+    def grades(self, questions: Sequence[Question], check: Callable[[], None] = no_stop) -> list[float | None]:
         """A grade in [0, 1] for each (messages, response text), in order; None where there is none.
 
         What is not graded after BATCH_SECONDS is not waited for: all other ranks wait for this one.

@@ -33,13 +33,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from rest_megatron.grammar import TOOLRL, Grammar
-from rest_megatron.reward.assignment import best_assignment
 from rest_megatron.reward.parse import Answer, Call, parse
 from rest_megatron.types import Score
 
 BROKEN_FORMAT_SHARE = 0.5
+# Of two best assignments the one with more equal values counts, so that the parts do not depend on the order of calls.
+TIE_BREAK = 2.0**-40
 ACCURACY_PARTS = ("name", "parameter_names", "parameter_values", "exact")  # of Score.parts, beside format
 
 # What a ground truth may get wrong: nothing of it is used here.
@@ -180,8 +182,8 @@ def _matched(made: tuple[Call | None, ...], wanted: tuple[Call, ...], name: str)
     members = _as_bits([call.items() for call in theirs], [call.items() for call in ours])
     bits = list(zip(map(len, theirs + ours), names, members, strict=True))
     agreement = [[_agreement(call, target) for target in bits[: len(theirs)]] for call in bits[len(theirs) :]]
-    profit = np.array([[jaccard + equal for jaccard, equal in row] for row in agreement])
-    return [agreement[row][column] for row, column in best_assignment(profit)]
+    profit = np.array([[jaccard + equal * (1.0 + TIE_BREAK) for jaccard, equal in row] for row in agreement])
+    return [agreement[row][column] for row, column in zip(*linear_sum_assignment(profit, maximize=True), strict=True)]
 
 
 def _as_bits(wanted: Sequence[Iterable[Hashable]], made: Sequence[Iterable[Hashable]]) -> list[int]:

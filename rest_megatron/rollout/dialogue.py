@@ -17,7 +17,7 @@ from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.environment.tools import Question, Tools, load_tools
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.engine import RolloutEngine
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 
 # Between the seeds of two turns; those of steps and refills differ by other primes.
 TURN_SEED = 15_485_863
@@ -55,41 +55,24 @@ class Dialogues:
         self.tools = tools
         self.token_table = token_table
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        seed: int,
-        max_new_tokens: Sequence[int] | None = None,
-        numbers: Sequence[int] | None = None,
-    ) -> list[list[Sample]]:
-        """`group_size` dialogues from each prompt, the same lists on every rank; see `RolloutEngine`.
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int) -> list[list[Sample]]:
+        """`group_size` dialogues for each request, the same lists on every rank; see `RolloutEngine`.
 
-        A dialogue's turns go by the prompt's number and its own in the group, not by which others still go on.
+        A dialogue's turns go by the request's number and its own in the group, not by which others have ended.
         Raises DataError for tools that fail, EngineError when the weights change between turns, and Preempted.
         """
-        groups = self.engine.generate(
-            prompts, group_size=group_size, seed=seed, max_new_tokens=max_new_tokens, numbers=numbers
-        )
-        limits = max_new_tokens or [self.config.max_new_tokens] * len(prompts)
-        numbers = range(len(prompts)) if numbers is None else numbers
+        groups = self.engine.generate(requests, group_size=group_size, seed=seed)
         dialogues = [
-            [_Dialogue(sample, limit, number * group_size + i) for i, sample in enumerate(group)]
-            for group, limit, number in zip(groups, limits, numbers, strict=True)
+            [_Dialogue(first, request.max_new_tokens, request.number * group_size + i) for i, first in enumerate(group)]
+            for request, group in zip(requests, groups, strict=True)
         ]
         going = [dialogue for group in dialogues for dialogue in group]
         for turn in range(1, self.config.max_turns):
             going = self._answered([d for d in going if d.waits(self.turns.end_of_turn)])
             if not going:
                 break
-            samples = self.engine.generate(
-                [d.all_ids for d in going],
-                group_size=1,
-                seed=seed + TURN_SEED * turn,
-                max_new_tokens=[d.left for d in going],
-                numbers=[d.number for d in going],
-            )
+            more = [Request(d.all_ids, d.left, d.number) for d in going]
+            samples = self.engine.generate(more, group_size=1, seed=seed + TURN_SEED * turn)
             for dialogue, (sample,) in zip(going, samples, strict=True):
                 dialogue.take_turn(sample)
         return [[dialogue.sample() for dialogue in group] for group in dialogues]

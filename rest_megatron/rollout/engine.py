@@ -1,29 +1,16 @@
-"""The protocol every rollout engine follows, and the record of one sampled answer."""
+"""The protocol that every rollout engine follows."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 
 
 class RolloutEngine(Protocol):
     """Where answers come from. Every method is collective over all ranks of the trainer."""
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        seed: int,
-        max_new_tokens: Sequence[int] | None = None,
-        numbers: Sequence[int] | None = None,
-    ) -> list[list[Sample]]:
-        """`group_size` answers to each prompt, the same lists on every rank.
-
-        max_new_tokens: the longest answer to each prompt; None: rollout.max_new_tokens for all.
-        numbers: that of each prompt, from 0 on, which its draws go by; None: its place. A prompt keeps its draws when
-        others are left out.
-        """
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int) -> list[list[Sample]]:
+        """`group_size` answers to each request, in their order, the same lists on every rank."""
 
     def publish(self, version: int) -> None:
         """Sample from the actor's current weights from now on, and stamp answers with `version`."""
@@ -33,3 +20,8 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Give back whatever the engine holds."""
+
+
+def number_requests(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Request]:
+    """One for each prompt's token ids, numbered by its place, with answers of at most `max_new_tokens` ids."""
+    return [Request(prompt, max_new_tokens, number) for number, prompt in enumerate(prompts)]

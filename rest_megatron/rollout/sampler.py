@@ -20,7 +20,7 @@ from rest_megatron.errors import NonFiniteError
 from rest_megatron.model.attention import CoreAttention, KeyValueCache
 from rest_megatron.model.model import Policy
 from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 
 # Finished rows are dropped from the batch and its caches when they are more than this share of it.
 COMPACT_ABOVE = 0.25
@@ -59,32 +59,24 @@ class Sampler:
         """Nothing is held between calls."""
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        seed: int,
-        max_new_tokens: Sequence[int] | None = None,
-        numbers: Sequence[int] | None = None,
-    ) -> list[list[Sample]]:
-        """`group_size` answers to each prompt, the same lists on every rank; see `RolloutEngine`.
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int) -> list[list[Sample]]:
+        """`group_size` answers to each request, the same lists on every rank; see `RolloutEngine`.
 
-        Draws depend on seed, group_size, rollout.max_new_tokens, prompt number, answer number and token number: not on
-        the layout, the batch, the other prompts or max_new_tokens, of which none may be above rollout.max_new_tokens.
-        Raises Preempted, on all ranks, a few tokens after one of them was asked to stop, and NonFiniteError when the
-        logits are not finite.
+        Draws depend on seed, group_size, rollout.max_new_tokens, request number, answer number and token number: not on
+        the layout, the batch, the other requests or their max_new_tokens, none of which may be above
+        rollout.max_new_tokens. Raises Preempted, on all ranks, a few tokens after one of them was asked to stop, and
+        NonFiniteError when the logits are not finite.
         """
         longest = self.config.max_new_tokens
-        limits = [longest] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
-        if len(limits) != len(prompts) or not all(0 < limit <= longest for limit in limits):
-            raise ValueError(f"max_new_tokens {limits} must be 1 to {longest}, one for each of {len(prompts)} prompts")
+        limits = [request.max_new_tokens for request in requests]
+        if not all(0 < limit <= longest for limit in limits):
+            raise ValueError(f"max_new_tokens {limits} must be 1 to {longest}")
         self.policy.eval()
         generator = torch.Generator().manual_seed(seed)
-        numbers = list(range(len(prompts)) if numbers is None else numbers)
+        numbers = [request.number for request in requests]
         uniforms = torch.rand(max(numbers) + 1, group_size, longest, generator=generator)[numbers]
-        mine = deal([len(p) for p in prompts], self.parallel.dp_size)[self.parallel.dp_rank]
-        mine.sort(key=lambda i: len(prompts[i]))
+        mine = deal([len(r.prompt_ids) for r in requests], self.parallel.dp_size)[self.parallel.dp_rank]
+        mine.sort(key=lambda i: len(requests[i].prompt_ids))
         per_batch = max(1, self.config.max_batch_size // group_size)
         answers: dict[int, list[Sample]] = {}
         problem: NonFiniteError | None = None
@@ -93,7 +85,7 @@ class Sampler:
                 with _without_sequence_parallel(self.policy), suppress(_Stopped):
                     for start in range(0, len(mine), per_batch):
                         batch = mine[start : start + per_batch]
-                        drawn = self._answer([prompts[i] for i in batch], [limits[i] for i in batch], uniforms[batch])
+                        drawn = self._answer([requests[i] for i in batch], uniforms[batch])
                         answers.update(zip(batch, drawn, strict=True))
             except NonFiniteError as error:
                 problem = error  # of this copy of the model; the others wait for its answers
@@ -103,30 +95,33 @@ class Sampler:
             if broken is not None:
                 raise broken
         merged = {i: group for _, part in parts for i, group in part.items()}
-        return [merged[i] for i in range(len(prompts))]
+        return [merged[i] for i in range(len(requests))]
 
-    def _answer(self, prompts: list[Sequence[int]], limits: list[int], uniforms: Tensor) -> list[list[Sample]]:
-        """Answers of at most `limits` tokens to a batch of prompts; uniforms [prompts, group, max_new_tokens]."""
+    def _answer(self, requests: Sequence[Request], uniforms: Tensor) -> list[list[Sample]]:
+        """Answers to a batch of requests; uniforms [requests, group, rollout.max_new_tokens]."""
         group_size = uniforms.shape[1]
-        with _key_value_caches(self.policy, max(map(len, prompts)) + max(limits)) as caches:
-            tokens, log_probs = self._decode(prompts, limits, uniforms.flatten(0, 1).to(self.parallel.device), caches)
+        capacity = max(len(r.prompt_ids) for r in requests) + max(r.max_new_tokens for r in requests)
+        with _key_value_caches(self.policy, capacity) as caches:
+            tokens, log_probs = self._decode(requests, uniforms.flatten(0, 1).to(self.parallel.device), caches)
         rows = [
-            self._sample(prompts[i // group_size], *row) for i, row in enumerate(zip(tokens, log_probs, strict=True))
+            self._sample(requests[i // group_size].prompt_ids, *row)
+            for i, row in enumerate(zip(tokens, log_probs, strict=True))
         ]
         return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
 
     def _decode(
-        self, prompts, limits: list[int], uniforms: Tensor, caches: list[KeyValueCache]
+        self, requests: Sequence[Request], uniforms: Tensor, caches: list[KeyValueCache]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated.
 
         Raises _Stopped.
         """
-        group_size = uniforms.shape[0] // len(prompts)
+        group_size = uniforms.shape[0] // len(requests)
+        limits = [request.max_new_tokens for request in requests for _ in range(group_size)]
         device = self.parallel.device
-        ids, positions, padding = _left_padded(prompts, device)
+        ids, positions, padding = _left_padded([request.prompt_ids for request in requests], device)
         logits = self._forward(ids, positions, _prefill_mask(padding, ids.shape[1]))
-        spread = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        spread = torch.arange(len(requests), device=device).repeat_interleave(group_size)
         _keep(caches, spread)
         logits = None if logits is None else logits[spread]
         padding, positions = padding[spread], positions[spread, -1:]
@@ -135,7 +130,7 @@ class Sampler:
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
         for step in range(max(limits)):
-            if step % POLL_TOKENS == 0 and self.parallel.block_asked():
+            if step % POLL_TOKENS == 0 and self.parallel.block_must_stop():
                 raise _Stopped
             choice = self._draw(logits, uniforms[index, step])
             drawn = choice.tolist()
@@ -144,7 +139,7 @@ class Sampler:
                 if not done[i]:
                     tokens[row].append(int(token))
                     log_probs[row].append(log_prob)
-                    done[i] = int(token) in self.stop_token_ids or step + 1 == limits[row // group_size]
+                    done[i] = int(token) in self.stop_token_ids or step + 1 == limits[row]
             if all(done):
                 break
             if sum(done) > COMPACT_ABOVE * len(done):

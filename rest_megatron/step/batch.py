@@ -10,10 +10,27 @@ from rest_megatron.actor.microbatch import deal
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
-from rest_megatron.types import Batch, MiniBatch, Sample, Trajectory
+from rest_megatron.session import Session
+from rest_megatron.types import Batch, Experience, MiniBatch, Sample, Trajectory
 
 
-def make_batch(
+def make_batch(session: Session, experience: Experience) -> Batch:
+    """This rank's share of the answers to train on."""
+    config, parallel, samples = session.config, session.parallel, experience.trained
+    return deal_batch(
+        samples,
+        experience.advantages.flatten(),
+        session.token_table,
+        session.grammar,
+        group_size=config.rollout.group_size,
+        mini_batch_size=config.train.mini_batch_size or len(samples),
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.dp_size,
+        device=parallel.device,
+    )
+
+
+def deal_batch(
     samples: Sequence[Sample],
     advantages: Tensor,
     token_table: Sequence[bytes],
@@ -51,6 +68,7 @@ def make_batch(
         trajectories=[Trajectory(s.prompt_ids, s.token_ids, s.response_mask) for s in ours],
         sample_index=mine,
         group_index=[i // group_size for i in mine],
+        num_groups=len(samples) // group_size,
         advantages=advantages[mine].repeat_interleave(lengths).to(device),
         regions=torch.tensor(regions, dtype=torch.int64, device=device),
         sequence_index=torch.arange(len(ours)).repeat_interleave(lengths).to(device),

@@ -2,24 +2,39 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import AlgorithmConfig
 from rest_megatron.method.advantages import group_relative, leave_one_out, zero_variance_groups
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.session import Session
 from rest_megatron.step.score import Groups, add_judge, add_overlong, score_groups
 from rest_megatron.types import Experience, Prompt, Sample, Score
 
+NextPrompts = Callable[[int], list[Prompt]]
+"""Gives so many prompts to sample from."""
 
-def collect(session: Session, step: int, progress: float, next_prompts: Callable[[int], list[Prompt]]) -> Experience:
-    """Sample and score answers to `rollout.prompts_per_step` prompts.
 
-    step counts from 1. next_prompts: gives that many prompts to sample from. With algorithm.zero_variance=refill groups
-    whose answers all score alike are replaced by new prompts' groups, in up to algorithm.max_refills further rollouts
-    (DAPO, arXiv 2503.14476, dynamic sampling).
+def collect(session: Session, step: int, next_prompts: NextPrompts, progress: float | None = None) -> Experience:
+    """Sample answers to `rollout.prompts_per_step` prompts from the actor's weights as they are, and score them.
+
+    step counts from 1. progress: where on the reward's ramp; None: step / train.steps. The engine has its accelerators
+    only within. With algorithm.zero_variance=refill groups whose answers all score alike are replaced by new prompts'
+    groups, in up to algorithm.max_refills further rollouts (DAPO, arXiv 2503.14476, dynamic sampling).
     """
+    progress = step / session.config.train.steps if progress is None else progress
+    started = time.perf_counter()
+    session.rollout.publish(session.actor.version)
+    published = time.perf_counter() - started
+    experience = _collect(session, step, progress, next_prompts)
+    session.rollout.sleep()
+    return replace(experience, publish_seconds=published)
+
+
+def _collect(session: Session, step: int, progress: float, next_prompts: NextPrompts) -> Experience:
     config = session.config
     algorithm, wanted = config.algorithm, config.rollout.prompts_per_step
     more = algorithm.max_refills if algorithm.zero_variance == "refill" else 0
@@ -32,7 +47,7 @@ def collect(session: Session, step: int, progress: float, next_prompts: Callable
         new = next_prompts(wanted - len(order))
         started = time.perf_counter()
         answers = session.rollout.generate(
-            [p.token_ids for p in new],
+            number_requests([p.token_ids for p in new], config.rollout.max_new_tokens),
             group_size=config.rollout.group_size,
             seed=rollout_seed(config.run.seed, step, rounds - 1),
         )

@@ -6,53 +6,43 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.session import Session
+from rest_megatron.state import RunState
 from rest_megatron.types import PolicyStreams, Trajectory
 
 logger = logging.getLogger(__name__)
 
 
-class SkipBudget:
-    """Counts skipped updates in a row; `in_row` is carried through a checkpoint.
+def count_skipped(
+    session: Session,
+    state: RunState,
+    step: int,
+    metrics: Mapping[str, float],
+    trajectories: Sequence[Trajectory],
+    streams: PolicyStreams | None = None,
+) -> None:
+    """Take note of an update's metrics, the same on every rank, in state.skipped; a skipped one's batch is dumped.
 
-    Args:
-        most: train.max_nonfinite.
-        directory: where the batches of skipped updates are written, one file per data-parallel rank.
+    trajectories, streams: this rank's; they go to run.dir/nonfinite, a file per data-parallel rank.
+    Raises NonFiniteError for more than train.max_nonfinite skipped updates in a row.
     """
-
-    def __init__(self, most: int, directory: Path, parallel: Parallel):
-        self.most = most
-        self.directory = directory
-        self.parallel = parallel
-        self.in_row = 0
-
-    def count(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        trajectories: Sequence[Trajectory],
-        streams: PolicyStreams | None = None,
-    ) -> None:
-        """Take note of an update's metrics, the same on every rank; `trajectories` and `streams` are this rank's.
-
-        Raises NonFiniteError for one skipped update too many.
-        """
-        if math.isfinite(metrics["actor/grad_norm"]):
-            self.in_row = 0
-            return
-        self.in_row += 1
-        if self.parallel.tp_rank == self.parallel.pp_rank == 0:
-            name = f"step-{step}-skip-{self.in_row}-rank-{self.parallel.dp_rank}.jsonl"
-            _dump(self.directory / name, _rows(trajectories, streams))
-        if self.in_row > self.most:
-            loss, norm = metrics["actor/loss"], metrics["actor/grad_norm"]
-            raise NonFiniteError(
-                f"step {step}: loss {loss}, gradient norm {norm}: skipped updates in a row: {self.in_row}, "
-                f"train.max_nonfinite={self.most}. No weight was changed by them; their batches: {self.directory}\n"
-                "  Look for what they have in common, lower optim.lr, or go on from an earlier checkpoint, with "
-                "checkpoint.resume=DIR in another run.dir"
-            )
+    if math.isfinite(metrics["actor/grad_norm"]):
+        state.skipped = 0
+        return
+    state.skipped += 1
+    parallel, directory, most = session.parallel, session.run_dir / "nonfinite", session.config.train.max_nonfinite
+    if parallel.tp_rank == parallel.pp_rank == 0:
+        name = f"step-{step}-skip-{state.skipped}-rank-{parallel.dp_rank}.jsonl"
+        _dump(directory / name, _rows(trajectories, streams))
+    if state.skipped > most:
+        loss, norm = metrics["actor/loss"], metrics["actor/grad_norm"]
+        raise NonFiniteError(
+            f"step {step}: loss {loss}, gradient norm {norm}: skipped updates in a row: {state.skipped}, "
+            f"train.max_nonfinite={most}. No weight was changed by them; their batches: {directory}\n"
+            "  Look for what they have in common, lower optim.lr, or resume from an earlier checkpoint, with "
+            "checkpoint.resume=DIR in another run.dir"
+        )
 
 
 def _dump(path: Path, rows: list[dict]) -> None:

@@ -25,8 +25,8 @@ from rest_megatron.data.rows import (
 )
 from rest_megatron.errors import DataError
 from rest_megatron.observe.response import read_mask
-from rest_megatron.observe.rollouts import prompt_hash
 from rest_megatron.step.collect import group_advantages
+from rest_megatron.step.dump import prompt_hash
 from rest_megatron.types import Experience, Prompt, Sample, Score
 
 FINISH_REASONS = ("stop", "length")
@@ -52,7 +52,7 @@ class DumpReader:
         vocab_size: the model's.
     """
 
-    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
+    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int) -> None:
         self.config = config
         self.prompts = {prompt.index: prompt for prompt in prompts}
         self.hashes: dict[int, str] = {}
@@ -165,7 +165,8 @@ class DumpReader:
 class Replay:
     """The dumps in the directory train.replay, one of each step; see `DumpReader`."""
 
-    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int):
+    def __init__(self, config: Config, prompts: Sequence[Prompt], vocab_size: int) -> None:
+        assert config.train.replay is not None  # config.check: debug=train_only needs it
         self.steps = range(1, config.train.steps + 1)
         self.directory = Path(config.train.replay)
         self.reader = DumpReader(config, prompts, vocab_size)
@@ -211,7 +212,7 @@ def _whole(row: Mapping, name: str, least: int) -> int:
 def _number(row: Mapping, name: str, holder: str = "") -> float:
     value = field(row, name, object)
     try:
-        number = float(value) if type(value) in NUMBER else math.nan
+        number = float(value) if isinstance(value, NUMBER) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer that no float can hold
         number = math.nan
     if not math.isfinite(number):

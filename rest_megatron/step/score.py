@@ -44,7 +44,13 @@ def score_groups(
 
 
 def _score_group(
-    group, prompt: Prompt, reward: Reward, token_table, progress: float, step: int, check: Callable[[], None]
+    group: Sequence[Sample],
+    prompt: Prompt,
+    reward: Reward,
+    token_table: Sequence[bytes],
+    progress: float,
+    step: int,
+    check: Callable[[], None],
 ) -> list[Score]:
     truth = reward.read(prompt.ground_truth)
     opened = think_open(prompt.token_ids, token_table)
@@ -84,6 +90,7 @@ def _grades(
         for prompt, group in zip(prompts, groups, strict=True)
         for sample in group
     ]
+    assert judge is not None  # rank 0 has built it: reward.judge_url is set
     grades = judge.grades(questions, check)
     if None in grades:
         missing = grades.count(None)

@@ -1,53 +1,35 @@
 """From this step's entropies to token weights: the pure method, with its sums made global over data-parallel ranks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.config.schema import AlgorithmConfig, WeightsConfig
 from rest_megatron.data.answers import turns
 from rest_megatron.errors import NonFiniteError
-from rest_megatron.method.feedback import FeedbackState, update_feedback
+from rest_megatron.method.curriculum import scheduled_weights
+from rest_megatron.method.feedback import update_feedback
+from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.schedule import scheduled_weights
 from rest_megatron.method.weights import (
+    WeightState,
     region_means_by_response,
     region_sums,
     require_finite,
     token_statistic,
-    token_weights,
     update_running_mean,
 )
+from rest_megatron.method.weights import (
+    token_weights as spread_weights,
+)
 from rest_megatron.session import Session
-from rest_megatron.step.batch import make_batch
+from rest_megatron.state import RunState
 from rest_megatron.step.score import accuracies, reward_metrics
 from rest_megatron.types import Batch, Experience, TokenStats
-
-
-@dataclass(frozen=True)
-class WeightState:
-    """What the weights of one step hand to the next. `to_dict` is plain JSON, from which a run resumes exactly."""
-
-    running_mean: tuple[float, ...] | None = None
-    """Of the rule's statistic in each region; nan for a region never seen."""
-    feedback: FeedbackState = field(default_factory=FeedbackState)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
-        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
-        """What `to_dict` gave."""
-        mean = values["running_mean"]
-        mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
-        return cls(mean, FeedbackState.from_dict(values["feedback"]))
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,13 @@ class StepWeights:
     """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
     bounds), lm_head score_norm * |h|^2, weight."""
     state: WeightState
+    importance: Tensor
+    """[T] float32: of `importance_ratios`."""
+
+    @property
+    def corrected(self) -> Tensor:
+        """[T] float32: token weights times importance; 0 where the weight is, whatever the importance."""
+        return (self.tokens * self.importance).masked_fill(self.tokens == 0, 0.0)
 
     def metrics(self) -> dict[str, float]:
         """Every mean of every region, and how far each region's feedback curriculum is."""
@@ -68,36 +57,35 @@ class StepWeights:
         return regions | self.state.feedback.metrics()
 
 
-def weigh_experience(
-    session: Session, experience: Experience, state: WeightState, progress: float, step: int
-) -> tuple[Batch, TokenStats, StepWeights]:
-    """The answers to train on as this rank's batch, their statistics under the current weights, and token weights."""
-    config, parallel, samples = session.config, session.parallel, experience.trained
-    batch = make_batch(
-        samples,
-        experience.advantages.flatten(),
-        session.token_table,
-        session.grammar,
-        group_size=config.rollout.group_size,
-        mini_batch_size=config.train.mini_batch_size or len(samples),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.dp_size,
-        device=parallel.device,
-    )
-    stats = session.actor.log_probs(batch.trajectories)
-    _require_finite(stats, parallel.dp_group, step)
+def token_weights(
+    session: Session,
+    experience: Experience,
+    batch: Batch,
+    old: TokenStats,
+    state: RunState,
+    progress: float | None = None,
+) -> StepWeights:
+    """The weights of the step after state.step; the running means in `state` move on. Collective.
+
+    old: statistics of the batch's tokens under the weights that drew them. progress: where on the curriculum; None:
+    step / train.steps. Raises NonFiniteError on all ranks where the statistics are not finite.
+    """
+    step, config = state.step + 1, session.config
+    require_finite_statistics(old, session.parallel.dp_group, step)
     weights = weigh(
         batch,
-        stats,
-        state,
-        progress=progress,
+        old,
+        state.weights,
+        progress=step / config.train.steps if progress is None else progress,
         step=step,
         accuracy=accuracies(reward_metrics(experience.all_scores)),
         settings=config.weights,
+        algorithm=config.algorithm,
         token_table=session.token_table,
-        dp_group=parallel.dp_group,
+        dp_group=session.parallel.dp_group,
     )
-    return batch, stats, weights
+    state.weights = weights.state
+    return weights
 
 
 def weigh(
@@ -109,10 +97,11 @@ def weigh(
     step: int,
     accuracy: Sequence[float | None],
     settings: WeightsConfig,
+    algorithm: AlgorithmConfig,
     token_table: Sequence[bytes],
     dp_group: dist.ProcessGroup,
 ) -> StepWeights:
-    """Token weights of this rank's answers.
+    """Token weights of this rank's answers, and the correction for what the engine's log-probs differ by. Collective.
 
     stats: of each token under the sampling weights. state: the last step's. step: counts from 1, as in the published
     code. accuracy: format rate, tool-name and parameter accuracy of the step's answers, None for what was not measured;
@@ -126,7 +115,7 @@ def weigh(
         statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
         means, state = _region_means(batch, statistic, state, settings, dp_group)
         weights = scheduled_weights(means, progress, state.feedback, settings)
-        tokens = token_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
+        tokens = spread_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
     score_norm = 1.0 - stats.collision
     described = {
         "entropy": stats.entropy,
@@ -134,7 +123,15 @@ def weigh(
         "lm_head": score_norm * stats.hidden_norm_squared,
         "weight": tokens,
     }
-    return StepWeights(tokens, global_means(described, batch.regions, dp_group), state)
+    importance = importance_ratios(
+        stats.log_probs,
+        batch.rollout_log_probs,
+        batch.sequence_index,
+        len(batch.trajectories),
+        algorithm.importance_cap,
+        algorithm.importance_mask,
+    )
+    return StepWeights(tokens, global_means(described, batch.regions, dp_group), state, importance)
 
 
 def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.ProcessGroup) -> dict[str, Tensor]:
@@ -145,14 +142,14 @@ def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.P
     return {name: sums / counts for name, (sums, counts) in zip(values, totals, strict=True)}
 
 
-def _require_finite(stats: TokenStats, dp_group: dist.ProcessGroup, step: int) -> None:
+def require_finite_statistics(stats: TokenStats, dp_group: dist.ProcessGroup, step: int) -> None:
     """Raises NonFiniteError on all ranks when the policy itself gives some token of one of them no finite numbers."""
     broken = (~torch.isfinite(torch.stack(stats)).all(0)).sum()
     dist.all_reduce(broken, group=dp_group)
     if int(broken):
         raise NonFiniteError(
             f"step {step}: the policy's log-prob, entropy or hidden state is not finite for {int(broken)} tokens; "
-            "its weights have left the range of model.dtype. Go on from an earlier checkpoint with a lower optim.lr"
+            "its weights have left the range of model.dtype. Resume from an earlier checkpoint with a lower optim.lr"
         )
 
 
@@ -167,7 +164,8 @@ def _region_means(
         means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
         return means, state
     last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
-    mean = update_running_mean(last, *totals, settings.momentum)
+    sums, counts = totals
+    mean = update_running_mean(last, sums, counts, settings.momentum)
     return mean, WeightState(tuple(mean.tolist()), state.feedback)
 
 

@@ -1,10 +1,15 @@
-"""Files and directories that are on the disk when a function returns, and renames that leave no gap."""
+"""Durable writes, and files and directories that others find complete or not at all.
+
+A function here returns when the disk has what it did; `replacing` alone leaves that to the system.
+"""
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rest_megatron.errors import CheckpointError
+from rest_megatron.errors import CheckpointError, DataError
 
 UNFINISHED = ".tmp"  # being written, or being deleted
 ASIDE = ".old"  # waiting for its successor to take its name
@@ -33,11 +38,38 @@ def sync(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
+def sync_tree(directory: Path) -> None:
+    """Wait until the disk has everything in the directory, and its entries. Raises CheckpointError."""
+    for path in sorted(directory.rglob("*")):
+        sync(path)
+    sync(directory)
+
+
 def replace_durably(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step: a reader finds the old file or the new one. Raises CheckpointError."""
     unfinished = path.with_name(path.name + UNFINISHED)
     write_durably(unfinished, content)
     rename(unfinished, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a file to write beside `path`, whose place it takes at the end; an error leaves nothing behind.
+
+    Raises DataError when it cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # Path.resolve raises where links run in a circle
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        if os.path.lexists(target) and not target.is_file():
+            raise DataError(f"{path} is not a file; name one that may be replaced")
+        yield part
+        os.replace(part, target)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # where it could not be made, it cannot be removed: the error above says why
+            part.unlink()
 
 
 def rename(path: Path, to: Path) -> None:

@@ -9,11 +9,11 @@ T = TypeVar("T")
 CHECK_SECONDS = 0.5
 
 
-def unasked() -> None:
+def no_stop() -> None:
     """The check of a wait that nothing breaks off."""
 
 
-async def gather(coroutines: Iterable[Coroutine[Any, Any, T]], check: Callable[[], None] = unasked) -> list[T]:
+async def gather(coroutines: Iterable[Coroutine[Any, Any, T]], check: Callable[[], None] = no_stop) -> list[T]:
     """What each returned, in their order, all run at once.
 
     `check` is called every CHECK_SECONDS meanwhile. What it raises, or one of them, cancels the others.

@@ -23,13 +23,14 @@ from rest_megatron.config.schema import (
     TrainConfig,
 )
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize
 from rest_megatron.model.gather import gather_tensors
 from rest_megatron.model.huggingface import weight_source
 from rest_megatron.model.mapping import mapped_parameters
 from rest_megatron.model.model import DTYPES
 from rest_megatron.rollout.sampler import Sampler
-from rest_megatron.types import Trajectory
+from rest_megatron.types import Request, Trajectory
 from tests.tiny import Answers
 
 TOTAL_STEPS = 100
@@ -223,22 +224,20 @@ def sampled(
     launch: Launch,
     model: Path,
     layout: Layout,
-    prompts: list[list[int]],
+    requests: list[Request],
     rollout: RolloutConfig,
     stop: list[int],
-    limits: list[int] | None = None,
-    numbers: list[int] | None = None,
 ) -> dict:
     """Answers drawn by the sampler, and the actor's own log-probs of them."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     engine = Sampler(actor.policy, parallel, rollout, stop)
     engine.publish(7)
-    how = {"group_size": rollout.group_size, "seed": 5, "max_new_tokens": limits, "numbers": numbers}
-    groups = engine.generate(prompts, **how)
+    how = {"group_size": rollout.group_size, "seed": 5}
+    groups = engine.generate(requests, **how)
     samples = [sample for group in groups for sample in group]
     stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
-    again = engine.generate(prompts, **how)
+    again = engine.generate(requests, **how)
     return {
         "samples": samples,
         "log_probs": stats.log_probs,

@@ -14,9 +14,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from rest_megatron.checkpoint.store import CheckpointStore
-from rest_megatron.config.checkpoint import CheckpointConfig
+from rest_megatron.config.schema import CheckpointConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import initialize
+from rest_megatron.distributed.startup import initialize
 from rest_megatron.model.huggingface import write_companions
 from rest_megatron.model.mapping import mapped_parameters
 from rest_megatron.model.model import Policy

@@ -1,6 +1,7 @@
 """What the gloo workers run for the export tests."""
 
-from contextlib import nullcontext
+import os
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -10,12 +11,14 @@ from transformers import AutoConfig
 
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import initialize
 from rest_megatron.errors import CheckpointError
 from rest_megatron.model import gather as stage
 from rest_megatron.model import huggingface as hf
 from rest_megatron.model.huggingface import RandomWeights, Safetensors, export, load_weights
 from rest_megatron.model.model import DTYPES, Policy
+from rest_megatron.utils import files
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
 
@@ -70,6 +73,41 @@ def interrupted_export(launch: Launch, model: Path, directory: Path) -> str:
         except CheckpointError as error:
             return str(error)
     return ""
+
+
+def killed_between_renames(launch: Launch, model: Path, directory: Path) -> None:
+    """An export that is killed when the old one has stepped aside, before the new one has its name."""
+    config = make_config(model, Layout())
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    rename = files.rename
+
+    def killed(path: Path, to: Path) -> None:
+        if to == directory:
+            raise KeyboardInterrupt
+        rename(path, to)
+
+    with mock.patch.object(files, "rename", killed), suppress(KeyboardInterrupt):
+        export(loaded(config, parallel), parallel, directory, model)
+
+
+def recorded_export(launch: Launch, model: Path, layout: Layout, directory: Path) -> list[tuple[str, str]]:
+    """What an export syncs, and renames, in this order: ("sync", path) and ("rename", new path)."""
+    config = make_config(model, layout)
+    parallel = initialize(launch, config.parallel, torch.device("cpu"), seed=0)
+    policy, events = loaded(config, parallel), []
+    rename, fsync = os.rename, os.fsync
+
+    def renamed(path, to) -> None:
+        events.append(("rename", str(to)))
+        rename(path, to)
+
+    def synced(descriptor) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    with mock.patch("os.rename", renamed), mock.patch("os.fsync", synced):
+        export(policy, parallel, directory, model)
+    return events
 
 
 def partly_failed_export(launch: Launch, model: Path, layout: Layout, directory: Path, bad_rank: int) -> str:

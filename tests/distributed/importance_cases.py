@@ -16,11 +16,14 @@ from rest_megatron.actor.microbatch import deal
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, choose_device, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import choose_device, initialize
+from rest_megatron.method.importance import importance_ratios
+from rest_megatron.method.weights import WeightState
 from rest_megatron.observe.mismatch import mismatch_metrics
-from rest_megatron.step.nonfinite import SkipBudget
-from rest_megatron.step.update import loss_inputs, update
-from rest_megatron.types import Batch, MiniBatch
+from rest_megatron.step.update import update
+from rest_megatron.step.weigh import StepWeights
+from rest_megatron.types import Batch, MiniBatch, TokenStats
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
 
@@ -35,6 +38,9 @@ class GradientOnly:
 
     def ref_log_probs(self, trajectories) -> None:
         """No KL term."""
+
+    def skip(self, count: int) -> None:
+        """No learning-rate schedule."""
 
     def update(self, trajectories, streams, interruptible: bool) -> Update:
         actor = self.actor
@@ -53,13 +59,40 @@ def make_batch(answers: Answers, rollout_log_probs: Tensor, mini_batches: list[M
     count = list(range(len(lengths)))
     regions = torch.zeros_like(sequence_index)
     return Batch(
-        answers.trajectories, count, count, answers.advantages, regions, sequence_index, rollout_log_probs, mini_batches
+        answers.trajectories,
+        count,
+        count,
+        len(count),
+        answers.advantages,
+        regions,
+        sequence_index,
+        rollout_log_probs,
+        mini_batches,
     )
 
 
-def skips(parallel: Parallel) -> SkipBudget:
-    """A budget that is not used up here."""
-    return SkipBudget(1, Path(tempfile.mkdtemp()), parallel)
+def make_session(config, parallel: Parallel, actor) -> SimpleNamespace:
+    """What an update needs of a session; two skipped updates in a row would end it."""
+    config = replace(config, train=replace(config.train, max_nonfinite=1))
+    return SimpleNamespace(config=config, parallel=parallel, actor=actor, run_dir=Path(tempfile.mkdtemp()))
+
+
+def updated(
+    session: SimpleNamespace, batch: Batch, old_log_probs: Tensor, tokens: Tensor
+) -> tuple[StepWeights, Update]:
+    """The first step's weights, `tokens` with their importance, and its updates."""
+    algorithm, empty = session.config.algorithm, torch.zeros_like(tokens)
+    importance = importance_ratios(
+        old_log_probs,
+        batch.rollout_log_probs,
+        batch.sequence_index,
+        len(batch.trajectories),
+        algorithm.importance_cap,
+        algorithm.importance_mask,
+    )
+    weights = StepWeights(tokens, {}, WeightState(), importance)
+    old = TokenStats(old_log_probs, empty, empty, empty)
+    return weights, update(session, batch, old, weights, SimpleNamespace(step=0, skipped=0))
 
 
 def corrected_gradient(
@@ -77,9 +110,7 @@ def corrected_gradient(
     whole = MiniBatch(slice(0, len(mine)), slice(0, len(engine)), len(answers.trajectories))
     batch = make_batch(ours, engine, [whole])
     recorder = GradientOnly(actor, parallel)
-    session = SimpleNamespace(config=config, parallel=parallel, actor=recorder)
-    inputs = loss_inputs(session, batch, ours.old_log_probs, ours.loss_weights)
-    update(session, batch, inputs, skips(parallel), step=1)
+    updated(make_session(config, parallel, recorder), batch, ours.old_log_probs, ours.loss_weights)
     return {"gradients": recorder.gradients}
 
 
@@ -97,17 +128,15 @@ def masked_mini_batch(launch: Launch, model: Path, layout: Layout, answers: Answ
     parts = [MiniBatch(slice(0, first), slice(0, cut), half)]
     parts.append(MiniBatch(slice(first, len(ours.trajectories)), slice(cut, len(old)), half))
     batch = make_batch(ours, engine, parts)
-    session = SimpleNamespace(config=config, parallel=parallel, actor=actor)
-    inputs = loss_inputs(session, batch, old, ours.loss_weights)
-    log_probs, metrics = update(session, batch, inputs, skips(parallel), step=1)
+    weights, done = updated(make_session(config, parallel, actor), batch, old, ours.loss_weights)
     return {
         "old": old,
-        "log_probs": log_probs,
+        "log_probs": done.log_probs,
         "cut": cut,
         "version": actor.version,
-        "importance": inputs.importance,
-        "corrected": inputs.corrected_weights,
-        "metrics": metrics,
+        "importance": weights.importance,
+        "corrected": weights.corrected,
+        "metrics": done.metrics,
     }
 
 
@@ -120,9 +149,7 @@ def spoiled(launch: Launch, model: Path, layout: Layout, answers: Answers, weigh
     engine, weights = old.clone(), ours.loss_weights.clone()
     old[0], weights[0] = -torch.inf, weight
     whole = MiniBatch(slice(0, len(ours.trajectories)), slice(0, len(old)), len(answers.trajectories))
-    session = SimpleNamespace(config=config, parallel=parallel, actor=actor)
-    batch = make_batch(ours, engine, [whole])
-    update(session, batch, loss_inputs(session, batch, old, weights), skips(parallel), step=1)
+    updated(make_session(config, parallel, actor), make_batch(ours, engine, [whole]), old, weights)
     return actor.version
 
 

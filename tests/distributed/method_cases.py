@@ -9,11 +9,13 @@ import torch
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.variance import gradient_variance
 from rest_megatron.config import load
+from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.grammar import TOOLRL
-from rest_megatron.step.batch import make_batch
-from rest_megatron.step.weigh import WeightState, weigh
+from rest_megatron.method.weights import WeightState
+from rest_megatron.step.batch import deal_batch
+from rest_megatron.step.weigh import weigh
 from rest_megatron.types import Sample
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import VOCAB, Answers
@@ -93,7 +95,7 @@ def weighed(launch: Launch, model: Path, layout: Layout, overrides: Sequence[str
 
 
 def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step: int, steps: int):
-    batch = make_batch(
+    batch = deal_batch(
         tool_samples(),
         torch.zeros(len(TEXTS)),
         TABLE,
@@ -113,6 +115,7 @@ def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step:
         step=step,
         accuracy=ACCURACY,
         settings=settings,
+        algorithm=AlgorithmConfig(),
         token_table=TABLE,
         dp_group=parallel.dp_group,
     )

@@ -18,10 +18,12 @@ from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.variance import gradient_variance
 from rest_megatron.config.schema import ParallelConfig, RolloutConfig
 from rest_megatron.distributed.launch import Launch
-from rest_megatron.distributed.parallel import Parallel, initialize
+from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.startup import initialize
 from rest_megatron.distributed.stop import connect_stop_groups, exchange
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import ConfigError, Preempted
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.step.score import score_groups
 from rest_megatron.types import Prompt, Sample
@@ -31,13 +33,13 @@ from tests.tiny import Answers
 
 
 class Script(Watch):
-    """Never entered; asks this rank to stop when it is looked at for the `at`-th time, and from then on."""
+    """Never entered; gives a reason to stop when it is looked at for the `at`-th time, and from then on."""
 
     def __init__(self, at: int | None = None, reason: str = "SIGUSR1"):
         super().__init__()
         self.at, self.why, self.looks = at, reason, 0
 
-    def asked(self) -> str | None:
+    def exchange_reasons(self) -> str | None:
         self.looks += 1
         return self.why if self.at is not None and self.looks >= self.at else None
 
@@ -74,7 +76,7 @@ def heard(launch: Launch) -> tuple[str | None, float]:
         started = time.monotonic()
         if launch.rank == launch.world_size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        while watch.asked() is None and time.monotonic() < started + 10:
+        while watch.exchange_reasons() is None and time.monotonic() < started + 10:
             time.sleep(0.01)
         seconds = time.monotonic() - started
         return stopped_by(parallel.poll), seconds
@@ -121,7 +123,7 @@ def one_slow_rank(launch: Launch) -> int:
 def broken_off(
     launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig, at: int
 ) -> dict:
-    """Draw with the last rank asked at its `at`-th look, then again unasked; tokens drawn before, and the answers."""
+    """Draw with the last rank asked at its `at`-th look, then again without; tokens drawn before, and the answers."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     last = launch.rank == launch.world_size - 1
@@ -130,10 +132,11 @@ def broken_off(
     draw = engine._draw
     engine._draw = lambda *args: draws.append(1) or draw(*args)
     how = {"group_size": rollout.group_size, "seed": 5}
-    reason = stopped_by(lambda: engine.generate(prompts, **how))
+    requests = number_requests(prompts, rollout.max_new_tokens)
+    reason = stopped_by(lambda: engine.generate(requests, **how))
     drawn = len(draws)
     engine.parallel = parallel
-    return {"reason": reason, "draws": drawn, "groups": engine.generate(prompts, **how)}
+    return {"reason": reason, "draws": drawn, "groups": engine.generate(requests, **how)}
 
 
 def signalled(launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig) -> dict:
@@ -154,7 +157,8 @@ def signalled(launch: Launch, model: Path, layout: Layout, prompts: list[list[in
 
         engine._draw = slowly
         started = time.monotonic()
-        reason = stopped_by(lambda: engine.generate(prompts, group_size=1, seed=5))
+        requests = number_requests(prompts, rollout.max_new_tokens)
+        reason = stopped_by(lambda: engine.generate(requests, group_size=1, seed=5))
         return {"reason": reason, "draws": len(draws), "seconds": time.monotonic() - started}
 
 
@@ -261,7 +265,7 @@ def vllm_stopped(launch: Launch, model: Path, layout: Layout, directory: Path, s
             if launch.rank == launch.world_size - 1:
                 signal_soon(0.7)
             if when == "publish":
-                while watch.asked() is None:
+                while watch.exchange_reasons() is None:
                     time.sleep(0.01)
                 reason = stopped_by(lambda: engine.publish(1))
             else:

@@ -87,7 +87,7 @@ def _clean_up() -> None:
     """
     from deepspeed import DeepSpeedEngine
 
-    from rest_megatron.distributed.parallel import shutdown
+    from rest_megatron.distributed.startup import shutdown
 
     engines = [thing for thing in gc.get_objects() if type(thing) is DeepSpeedEngine]
     while engines:

@@ -7,27 +7,25 @@ from unittest import mock
 
 from safetensors import safe_open
 
-from rest_megatron import session, train
-from rest_megatron.commands import sft
+from rest_megatron import session
+from rest_megatron.commands import sft, train
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run, check_run_dir
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import Preempted
 from rest_megatron.rollout import build
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 from tests.distributed.training_cases import ScriptedEngine, read_metrics
 
 
 class SeededEngine(ScriptedEngine):
     """A scripted engine whose answers do not depend on what was asked before."""
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None, numbers=None
-    ):
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int):
         return [
-            [self._answer(prompt, seed + 3 * number + i) for i in range(group_size)]
-            for number, prompt in enumerate(prompts)
+            [self._answer(request.prompt_ids, seed + 3 * request.number + i) for i in range(group_size)]
+            for request in requests
         ]
 
     def _answer(self, prompt, number: int) -> Sample:
@@ -36,13 +34,12 @@ class SeededEngine(ScriptedEngine):
 
 
 class StopsAt(Watch):
-    """Asked to stop when the run looks the n-th time whether it is; 0: never."""
+    """A reason to stop when the run looks the n-th time whether there is one; 0: never."""
 
     n = 0
     looked = 0
 
-    def asked(self) -> str | None:
-        self.beat()
+    def exchange_reasons(self) -> str | None:
         type(self).looked += 1
         return "a test" if 0 < self.n <= self.looked else None
 

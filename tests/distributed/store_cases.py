@@ -15,7 +15,7 @@ from rest_megatron.actor.optimizer_state import MOMENTS, link_states
 from rest_megatron.checkpoint import shards, store
 from rest_megatron.checkpoint.rng import rng_states
 from rest_megatron.checkpoint.store import CheckpointStore
-from rest_megatron.config.checkpoint import CheckpointConfig
+from rest_megatron.config.schema import CheckpointConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.model.mapping import mapped_parameters
@@ -142,23 +142,30 @@ def draws(device: torch.device) -> list:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), plain, tracked]
 
 
-def random_states(launch: Launch, model: Path, layout: Layout, directory: Path) -> tuple[list, list, list]:
-    """Draws after a save, those after it was loaded, and those after loading it as another layout's."""
+def random_states(launch: Launch, model: Path, layout: Layout, directory: Path) -> tuple[list, list, list, list, list]:
+    """Draws from earlier states and after a save; after each was loaded; and after loading it as another layout's."""
     actor, parallel, checkpoints = opened(launch, model, layout, "float32", directory)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(parallel.rank)
     # Each keeps its second normal value for the next call.
     draws(parallel.device)
-    checkpoints.save(1, {})
+    earlier = rng_states(parallel.device)
+    from_earlier = draws(parallel.device)
+    now = rng_states(parallel.device)
+    checkpoints.save(1, {}, rng=earlier)
+    checkpoints.save(2, {})
+    assert all(torch.equal(state, now[name]) for name, state in rng_states(parallel.device).items())
     after_save = draws(parallel.device)
-    assert checkpoints.load(directory / "step-00000001")
-    after_load = draws(parallel.device)
+    loaded = []
+    for step in (1, 2):
+        assert checkpoints.load(directory / f"step-0000000{step}")
+        loaded.append(draws(parallel.device))
     states = rng_states(parallel.device)
     with mock.patch.object(store, "_layout", return_value={"world_size": 77}):
         assert not checkpoints.load(directory / "step-00000001")
     untouched = rng_states(parallel.device)
     assert all(torch.equal(states[name], untouched[name]) for name in states)
-    return after_save, after_load, draws(parallel.device)
+    return from_earlier, after_save, *loaded, draws(parallel.device)
 
 
 def saved_behind_training(launch: Launch, model: Path, layout: Layout, answers: Answers, directory: Path) -> dict:

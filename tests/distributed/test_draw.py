@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from rest_megatron.config.schema import ParallelConfig
-from rest_megatron.distributed.parallel import initialize
+from rest_megatron.distributed.startup import initialize
 from rest_megatron.rollout.draw import NO_TOKEN, draw_tokens
 
 VOCAB = 96

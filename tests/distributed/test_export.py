@@ -10,8 +10,10 @@ from tests.distributed.cases import Layout, merged
 from tests.distributed.export_cases import (
     exported_twice,
     interrupted_export,
+    killed_between_renames,
     partly_failed_export,
     random_weights,
+    recorded_export,
     trained_and_exported,
 )
 from tests.tensors import read, same
@@ -100,6 +102,30 @@ def test_an_existing_directory_is_replaced_only_by_a_complete_export(pool, tiny_
     pool.run(exported_twice, 1, model, Layout(), "float32", tmp_path, ONE_FILE)
     assert same(read(out), read(model))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_an_export_that_a_kill_left_aside_gets_its_name_back(pool, tiny_model, tmp_path):
+    model, out = tiny_model(), tmp_path / "out"
+    out.mkdir()
+    (out / "mark").write_text("the last good export")
+    pool.run(killed_between_renames, 1, model, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.old", "out.partial"]
+    assert "disk full" in pool.run(interrupted_export, 1, model, out)[0]
+    assert [path.name for path in out.iterdir()] == ["mark"]
+    pool.run(killed_between_renames, 1, model, out)
+    pool.run(recorded_export, 1, model, Layout(), out)
+    assert same(read(out), read(model)) and not (out / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_gets_its_name_when_the_disk_has_all_of_it(pool, tiny_model, tmp_path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    main, other = pool.run(recorded_export, 2, tiny_model(), Layout(pp=2), out)
+    named = main.index(("rename", str(out)))
+    synced = {path for event, path in [*main[:named], *other] if event == "sync"}
+    assert synced == {str(partial), *(str(partial / path.name) for path in out.iterdir())}
+    assert [path for _, path in other] == [str(partial / "model-00002-of-00002.safetensors")]
+    assert ("sync", str(tmp_path)) in main[named:]
 
 
 @pytest.mark.parametrize("layout, bad_rank", [(Layout(tp=2), 0), (Layout(pp=2), 1), (Layout(tp=2, pp=2), 2)], ids=str)

@@ -153,7 +153,7 @@ def test_scored_answers_of_the_step_in_flight_are_kept(pool, tmp_path):
 def test_a_finished_run_is_refused_and_goes_on_to_more_steps_where_that_is_allowed(pool, tmp_path):
     words = arguments(tmp_path, "run")
     pool.run(ran, 1, "train", words, SeededEngine)
-    with pytest.raises(AssertionError, match="holds a finished run: step 4 of train.steps=4"):
+    with pytest.raises(AssertionError, match="finished: step 4 of 4, exported to hf; nothing to do"):
         pool.run(ran, 1, "train", words, SeededEngine)
     with pytest.raises(AssertionError, match="train.steps=6 differs from 4"):
         pool.run(ran, 1, "train", [*words, "train.steps=6"], SeededEngine)
@@ -165,7 +165,7 @@ def test_a_finished_run_is_refused_and_goes_on_to_more_steps_where_that_is_allow
     looks = pool.run(ran, 1, "train", [*more, f"run.dir={tmp_path / 'probe'}"], SeededEngine)[0]
     until_done(pool, 1, more, SeededEngine, (looks * 2 // 5,))
     assert (tmp_path / "run" / "hf" / "model.safetensors").read_bytes() != old
-    with pytest.raises(AssertionError, match="holds a finished run: step 6 of train.steps=6"):
+    with pytest.raises(AssertionError, match="finished: step 6 of 6"):
         pool.run(ran, 1, "train", more, SeededEngine)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     evaluations = (tmp_path / "run" / "eval.jsonl").read_text().splitlines()
@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_in_its_last_export_is_not_a_finished_one(pool, tm
     with pytest.raises(AssertionError, match="killed in the export"):
         pool.run(ran_without_export, 1, "train", more, SeededEngine)
     assert pool.run(ran, 1, "train", more, SeededEngine)[0] > 0
-    with pytest.raises(AssertionError, match="holds a finished run: step 2"):
+    with pytest.raises(AssertionError, match="finished: step 2"):
         pool.run(ran, 1, "train", more, SeededEngine)
 
 

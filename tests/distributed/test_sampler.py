@@ -1,5 +1,6 @@
 """The in-process sampler: the same answers on every layout, with the probabilities Hugging Face gives them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import NonFiniteError
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.sampler import Sampler
+from rest_megatron.types import Request
 from tests.distributed.cases import Layout, sampled
 from tests.tiny import VOCAB
 
@@ -22,11 +25,15 @@ def make_prompts() -> list[list[int]]:
     return [torch.randint(1, VOCAB, (n,), generator=generator).tolist() for n in (5, 1, 9, 14, 5)]
 
 
+def make_requests() -> list[Request]:
+    return number_requests(make_prompts(), ROLLOUT.max_new_tokens)
+
+
 @pytest.fixture(scope="module")
 def expected(pool, tiny_model):
     """The draws of one process, by tied embedding or not."""
     return {
-        tied: pool.run(sampled, 1, tiny_model(tied=tied), LAYOUTS[0], make_prompts(), ROLLOUT, STOP)[0]
+        tied: pool.run(sampled, 1, tiny_model(tied=tied), LAYOUTS[0], make_requests(), ROLLOUT, STOP)[0]
         for tied in (False, True)
     }
 
@@ -34,7 +41,7 @@ def expected(pool, tiny_model):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
 def test_every_layout_draws_the_same_tokens(pool, tiny_model, expected, layout, tied):
-    results = pool.run(sampled, layout.world_size, tiny_model(tied=tied), layout, make_prompts(), ROLLOUT, STOP)
+    results = pool.run(sampled, layout.world_size, tiny_model(tied=tied), layout, make_requests(), ROLLOUT, STOP)
     want = expected[tied]["samples"]
     for result in results:
         assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in want]
@@ -83,15 +90,15 @@ def test_the_same_seed_draws_the_same_answers_and_groups_differ_within(expected)
 
 def test_draws_do_not_depend_on_the_batch_size(pool, tiny_model, expected):
     small = RolloutConfig(group_size=3, max_new_tokens=12, temperature=0.7, max_batch_size=1)
-    result = pool.run(sampled, 1, tiny_model(), Layout(), make_prompts(), small, STOP)[0]
+    result = pool.run(sampled, 1, tiny_model(), Layout(), make_requests(), small, STOP)[0]
     assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in expected[False]["samples"]]
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2)], ids=str)
 def test_a_prompt_s_own_limit_cuts_its_answers_and_changes_no_draw(pool, tiny_model, expected, layout):
     limits = [3, 12, 1, 7, 12]
-    args = (tiny_model(), layout, make_prompts(), ROLLOUT, STOP, limits)
-    for result in pool.run(sampled, layout.world_size, *args):
+    requests = [replace(request, max_new_tokens=limit) for request, limit in zip(make_requests(), limits, strict=True)]
+    for result in pool.run(sampled, layout.world_size, tiny_model(), layout, requests, ROLLOUT, STOP):
         for number, (sample, whole) in enumerate(zip(result["samples"], expected[False]["samples"], strict=True)):
             limit = limits[number // ROLLOUT.group_size]
             assert sample.token_ids == whole.token_ids[:limit]
@@ -101,17 +108,17 @@ def test_a_prompt_s_own_limit_cuts_its_answers_and_changes_no_draw(pool, tiny_mo
 @pytest.mark.parametrize("layout", [Layout(), Layout(pp=2, dp=2)], ids=str)
 def test_a_prompt_s_number_decides_its_draws_whichever_others_are_asked(pool, tiny_model, expected, layout):
     numbers = [3, 1]
-    prompts = [make_prompts()[number] for number in numbers]
+    requests = [make_requests()[number] for number in numbers]
     want = [s.token_ids for n in numbers for s in expected[False]["samples"][3 * n : 3 * n + 3]]
-    for result in pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, ROLLOUT, STOP, None, numbers):
+    for result in pool.run(sampled, layout.world_size, tiny_model(), layout, requests, ROLLOUT, STOP):
         assert [s.token_ids for s in result["samples"]] == want
 
 
-@pytest.mark.parametrize("limits", [[3, 12], [3, 12, 0, 7, 12], [3, 12, 13, 7, 12]])
-def test_limits_that_do_not_fit_the_prompts_or_the_configuration_are_refused(limits):
+@pytest.mark.parametrize("limit", [0, 13])
+def test_limits_that_do_not_fit_the_configuration_are_refused(limit):
     sampler = Sampler(None, None, ROLLOUT, STOP)
-    with pytest.raises(ValueError, match="must be 1 to 12, one for each of 5 prompts"):
-        sampler.generate(make_prompts(), group_size=3, seed=5, max_new_tokens=limits)
+    with pytest.raises(ValueError, match=rf"max_new_tokens \[3, {limit}\] must be 1 to 12"):
+        sampler.generate([Request([1], 3, 0), Request([1], limit, 1)], group_size=3, seed=5)
 
 
 def test_logits_that_are_not_finite_end_the_run(monkeypatch):
@@ -119,10 +126,10 @@ def test_logits_that_are_not_finite_end_the_run(monkeypatch):
         device=torch.device("cpu"),
         tp_group=None,
         broadcast_from_last_stage=lambda choice: choice,
-        block_asked=lambda: False,
+        block_must_stop=lambda: False,
     )
     sampler = Sampler(None, alone, ROLLOUT, STOP)
     logits = torch.zeros(2, VOCAB).index_fill(0, torch.tensor([1]), torch.nan)
     monkeypatch.setattr(sampler, "_forward", lambda *_: logits)
     with pytest.raises(NonFiniteError, match="logits are not finite after 0 optimizer steps"):
-        sampler._decode([[1], [2]], [3, 3], torch.rand(2, 12), [])
+        sampler._decode(number_requests([[1], [2]], 3), torch.rand(2, 12), [])

@@ -179,9 +179,10 @@ def test_large_models_are_written_and_read_in_pieces(pool, tiny_model, answers, 
 
 def test_random_states_go_on_on_the_same_layout_alone(pool, tiny_model, tmp_path):
     results = pool.run(cases.random_states, 2, tiny_model(), Layout(tp=2), tmp_path)
-    for after_save, after_load, later in results:
-        assert after_load == after_save
-        assert later != after_save
+    for from_earlier, after_save, loaded_earlier, loaded, later in results:
+        assert loaded_earlier == from_earlier
+        assert loaded == after_save
+        assert len({tuple(map(str, drawn)) for drawn in (from_earlier, after_save, later)}) == 3
     assert results[0][0] != results[1][0], "each rank has its own"
 
 

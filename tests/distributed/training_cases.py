@@ -9,15 +9,14 @@ from unittest import mock
 
 from transformers import AutoTokenizer
 
-from rest_megatron import session, train
+from rest_megatron import session
 from rest_megatron.actor.actor import Actor
-from rest_megatron.commands import profile
-from rest_megatron.commands import rollout as generate
+from rest_megatron.commands import profile, rollout, train
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.rollout import build
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
 from tests.system.runs import metrics
 
@@ -43,10 +42,8 @@ class ScriptedEngine:
     def publish(self, version: int) -> None:
         self.version = version
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, group_size: int, seed: int, max_new_tokens=None, numbers=None
-    ):
-        return [[self._next(prompt) for _ in range(group_size)] for prompt in prompts]
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int):
+        return [[self._next(request.prompt_ids) for _ in range(group_size)] for request in requests]
 
     def sleep(self) -> None:
         pass
@@ -86,7 +83,7 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
     check_run(config, launch.world_size)
     # The pool leaves the groups itself, after it has destroyed the engine.
     with mock.patch.object(build, "Sampler", engine), mock.patch.object(session, "shutdown"):
-        {"train": train.main, "profile": profile.main, "rollout": generate.main}[command](config, launch)
+        {"train": train.main, "profile": profile.main, "rollout": rollout.main}[command](config, launch)
 
 
 def asked(launch: Launch, command: str, overrides: Sequence[str]) -> list[str]:

@@ -16,8 +16,10 @@ from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import RestError
 from rest_megatron.model import gather as stage
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.vllm import publisher as sync
 from rest_megatron.rollout.vllm.engine import VLLMEngine
+from rest_megatron.types import Request
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.distributed.fake_faults import Fault
 from tests.distributed.fake_vllm import FakeServer, FakeVLLM
@@ -25,6 +27,7 @@ from tests.tiny import VOCAB, Answers
 
 TEMPERATURE = 0.7
 GROUP_SIZE = 3
+MAX_NEW_TOKENS = 12
 STOP = list(range(0, VOCAB, 7))
 # The first two are probed with; the long one is what a prefix cache would keep.
 PROMPTS = [list(range(1, 41)), [7, 8, 9, 11], [5]]
@@ -46,7 +49,7 @@ def rollout_config(model: Path, layout: Layout, directory: Path | None) -> Confi
     rollout = RolloutConfig(
         engine="vllm",
         group_size=GROUP_SIZE,
-        max_new_tokens=12,
+        max_new_tokens=MAX_NEW_TOKENS,
         temperature=TEMPERATURE,
         sync_dir=None if directory is None else str(directory),
         sync_timeout=SYNC_SECONDS,
@@ -72,7 +75,8 @@ def opened(
 
 
 def asked(engine: VLLMEngine, seed: int = 5) -> list:
-    return [s for group in engine.generate(PROMPTS, group_size=GROUP_SIZE, seed=seed) for s in group]
+    requests = number_requests(PROMPTS, MAX_NEW_TOKENS)
+    return [s for group in engine.generate(requests, group_size=GROUP_SIZE, seed=seed) for s in group]
 
 
 def faults_in_a_row(
@@ -123,10 +127,11 @@ def followed(launch: Launch, model: Path, layout: Layout, answers: Answers, dire
             for _ in range(2):
                 actor.update(*ours)
         calls = server.fake.calls if server else []
-        limited = [] if error else engine.generate(PROMPTS, group_size=GROUP_SIZE, seed=5, max_new_tokens=[1, 2, 3])
-        numbers = [2, 0]
-        asked_again = [PROMPTS[number] for number in numbers]
-        numbered = [] if error else engine.generate(asked_again, group_size=GROUP_SIZE, seed=5, numbers=numbers)
+        how = {"group_size": GROUP_SIZE, "seed": 5}
+        shorter = [Request(prompt, number + 1, number) for number, prompt in enumerate(PROMPTS)]
+        limited = [] if error else engine.generate(shorter, **how)
+        fewer = [Request(PROMPTS[number], MAX_NEW_TOKENS, number) for number in (2, 0)]
+        numbered = [] if error else engine.generate(fewer, **how)
     return {"rounds": rounds, "error": error, "calls": calls, "limited": limited, "numbered": numbered}
 
 

@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(task, talking_words, straight, st
     assert "Traceback" not in job.output()
     again = start(task.train(*overrides), ranks=ranks)
     assert set(again.wait()) == {0}, again.output()
-    assert "going on after step" in again.output()
+    assert "resuming after step" in again.output()
     assert_same(outcome(task.run_dir), straight(ranks, *overrides, talking=talking))
 
 

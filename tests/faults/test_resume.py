@@ -47,7 +47,7 @@ def test_a_changed_configuration_is_refused_until_it_is_allowed(stopped, start):
     assert job.wait() == [2] and "run.seed=1 differs from 0" in job.output(), job.output()
     assert "checkpoint.allow_changes=true" in job.output()
     job = start(stopped.train("run.seed=1", "checkpoint.allow_changes=true"))
-    assert job.wait() == [0] and "going on after step 3" in job.output(), job.output()
+    assert job.wait() == [0] and "resuming after step 3" in job.output(), job.output()
 
 
 def test_a_run_dir_belongs_to_one_job(task, straight, start):

@@ -128,6 +128,6 @@ def test_a_job_at_its_time_limit_is_saved_requeued_and_goes_on_to_the_same_end(c
     assert job.wait(60) == 75, log.read_text()
     assert requeued(cluster) == ["requeue 7"] and "saved after step 1 of 4" in log.read_text()
     assert submit(*task.train(*words)[1:], SLURM_RESTART_COUNT="1").wait(120) == 0, log.read_text()
-    assert requeued(cluster) == ["requeue 7"] and "going on after step 1 of 4" in log.read_text()
+    assert requeued(cluster) == ["requeue 7"] and "resuming after step 1 of 4" in log.read_text()
     assert reference.wait() == [0, 0]
     assert outcome(task.run_dir) == outcome(straight.run_dir)

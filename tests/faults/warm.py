@@ -8,14 +8,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest  # noqa: F401
 import torch
 
-from rest_megatron.utils.quiet import quiet_libraries
+from rest_megatron.utils.libraries import quiet_libraries
 
 quiet_libraries()
 
 import matplotlib.pyplot  # noqa: F401, E402
-
-import rest_megatron.commands.sft  # noqa: E402
-import rest_megatron.observe.report  # noqa: E402
-import rest_megatron.train  # noqa: F401, E402
 
 torch.set_num_threads(1)

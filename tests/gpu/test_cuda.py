@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.rollout.engine import number_requests
 from tests.distributed.cases import Layout, gradients_and_updates, sampled
 from tests.distributed.method_cases import measured, updated, weighed
 from tests.distributed.pool import WorkerPool
@@ -50,7 +51,8 @@ def test_bf16_is_no_worse_than_hugging_faces_own_bf16(cuda_pool, tiny_model, lay
 def test_the_sampler_and_the_actor_agree(cuda_pool, tiny_model, layout):
     rollout = RolloutConfig(group_size=3, max_new_tokens=12, max_batch_size=6)
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
-    result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, prompts, rollout, [0])[0]
+    requests = number_requests(prompts, rollout.max_new_tokens)
+    result = cuda_pool.run(sampled, layout.world_size, tiny_model(), layout, requests, rollout, [0])[0]
     drawn = torch.tensor([x for s in result["samples"] for x in s.log_probs])
     assert torch.allclose(drawn, result["log_probs"], atol=1e-3)
 

@@ -56,27 +56,36 @@ def test_merged_shards_equal_the_whole_row_and_pass_gradcheck(cuts):
 
 
 @pytest.mark.parametrize(
-    ("advantage", "ratio", "dual", "expected"),
+    ("advantage", "ratio", "dual", "expected", "held"),
     [
-        (2.0, 0.5, None, -1.0),
-        (2.0, 1.1, None, -2.2),
-        (2.0, 1.5, None, -2.4),
-        (-2.0, 0.5, None, 1.6),
-        (-2.0, 1.5, None, 3.0),
-        (-2.0, 9.0, None, 18.0),
-        (-2.0, 9.0, 3.0, 6.0),
-        (2.0, 9.0, 3.0, -2.4),
-        (0.0, 9.0, 3.0, 0.0),
+        (2.0, 0.5, None, -1.0, False),
+        (2.0, 1.1, None, -2.2, False),
+        (2.0, 1.5, None, -2.4, True),
+        (-2.0, 0.5, None, 1.6, True),
+        (-2.0, 1.5, None, 3.0, False),
+        (-2.0, 9.0, None, 18.0, False),
+        (-2.0, 9.0, 3.0, 6.0, True),
+        (2.0, 9.0, 3.0, -2.4, True),
+        (0.0, 9.0, 3.0, 0.0, False),
+        (0.0, 0.5, None, 0.0, False),
     ],
 )
-def test_ppo_token_loss_by_hand(advantage, ratio, dual, expected):
-    loss = reference.ppo_token_loss(
-        torch.tensor(math.log(ratio), dtype=F64),
-        torch.tensor(0.0, dtype=F64),
-        torch.tensor(advantage, dtype=F64),
-        clip_ratio_dual=dual,
-    )
+def test_the_clipped_loss_and_where_the_clip_holds_by_hand(advantage, ratio, dual, expected, held):
+    log_probs = torch.tensor(math.log(ratio), dtype=F64, requires_grad=True)
+    old, advantages = torch.tensor(0.0, dtype=F64), torch.tensor(advantage, dtype=F64)
+    loss = reference.ppo_token_loss(log_probs, old, advantages, clip_ratio_dual=dual)
     assert loss.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    assert gradient.item() == pytest.approx(0.0 if held else expected)
+    assert reference.held_by_clip(log_probs.exp(), advantages, clip_ratio_dual=dual).item() is held
+
+
+@pytest.mark.parametrize("gap", [20.5, -20.5, 1e30, -math.inf])
+def test_log_ratios_out_of_bounds_are_held_and_have_no_gradient(gap):
+    log_ratio = torch.tensor(gap, dtype=F64, requires_grad=True)
+    bounded = reference.bounded_log_ratio(log_ratio)
+    assert bounded.item() == math.copysign(20.0, gap)
+    assert torch.autograd.grad(bounded, log_ratio)[0].item() == 0.0
 
 
 def test_kl_estimate_by_hand():

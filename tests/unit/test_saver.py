@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from rest_megatron.errors import CheckpointError, NonFiniteError, Preempted
-from rest_megatron.saver import Saver
+from rest_megatron.saver import Mark, Saver
 
 
 class Store:
@@ -27,7 +27,7 @@ def saver(error: Exception | None) -> tuple[Saver, list[str]]:
     """A saver at the end of its third step, and what happens."""
     events: list[str] = []
     made = object.__new__(Saver)
-    made.store, made._steps, made._marked = Store(error), 5, ({"step": 3}, None, None)
+    made.store, made._steps, made._marked = Store(error), 5, Mark({"step": 3}, None, {})
     rollout = SimpleNamespace(sleep=lambda: events.append("sleep"))
     made.session = SimpleNamespace(progress=SimpleNamespace(write=events.append), rollout=rollout)
     made.save = lambda: events.append("save")

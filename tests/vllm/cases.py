@@ -7,6 +7,7 @@ import torch
 
 from rest_megatron.config.schema import Config, DataConfig, RolloutConfig
 from rest_megatron.distributed.launch import Launch
+from rest_megatron.rollout.engine import number_requests
 from rest_megatron.rollout.vllm.attached import AttachedServer
 from rest_megatron.rollout.vllm.client import Address, Client
 from rest_megatron.rollout.vllm.engine import VLLMEngine
@@ -74,7 +75,8 @@ def two_updates(launch: Launch, model: Path, layout: Layout, dtype: str, address
     engine = VLLMEngine(server, actor, parallel, config, STOP, PROMPTS)
 
     def answers() -> list[Sample]:
-        return [s for group in engine.generate(PROMPTS, group_size=GROUP_SIZE, seed=5) for s in group]
+        requests = number_requests(PROMPTS, NEW_TOKENS)
+        return [s for group in engine.generate(requests, group_size=GROUP_SIZE, seed=5) for s in group]
 
     engine.publish(3)
     actor.export(directory / "first")

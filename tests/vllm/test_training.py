@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.vllm.client import Address, Client, Request
+from rest_megatron.rollout.vllm.client import Address, Call, Client
 from rest_megatron.rollout.vllm.keeper import descendants
 from tests.system.runs import environment, free_port, make_run, metrics, program, run, torchrun
 from tests.waiting import happens
@@ -78,7 +78,7 @@ def test_a_run_attaches_to_the_server_that_print_server_tells_to_start_and_leave
         assert done.returncode == 0, done.stdout + done.stderr
         assert all(row["mismatch/max"] < 1e-4 for row in metrics(tmp_path / "run"))
         assert client.weight_version(5).startswith("1-")
-        assert client.send([Request("GET", "/is_paused")], 5) == [{"is_paused": False}]
+        assert client.send([Call("GET", "/is_paused")], 5) == [{"is_paused": False}]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)

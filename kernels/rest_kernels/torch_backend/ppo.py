@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..reference import LOG_RATIO_BOUND
+from ..reference import LOG_RATIO_BOUND, bounded_log_ratio
 from ..settings import PPOSettings
 from ..tokens import PPOInputs, PPORows, Softmax, Tokens
 from .merge import merge_stats
@@ -20,7 +20,7 @@ def ppo_rows(stats: Tensor, tokens: Tokens, softmax: Softmax, inputs: PPOInputs,
     log_probs, active, weight = merged.log_probs, tokens.active(), tokens.loss_weights
     advantages = inputs.advantages
     gap = log_probs - inputs.old_log_probs
-    delta = gap.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    delta = bounded_log_ratio(gap)
     ratio = delta.exp()
     negative = advantages < 0
     lower = torch.zeros_like(ratio).masked_fill(negative, 1 - settings.clip_ratio_low)
@@ -31,7 +31,7 @@ def ppo_rows(stats: Tensor, tokens: Tokens, softmax: Softmax, inputs: PPOInputs,
     grad = (-advantages * ratio).masked_fill(held | (gap.abs() > LOG_RATIO_BOUND), 0.0)
     if settings.kl_coef != 0:
         gap = inputs.ref_log_probs - log_probs
-        bounded = gap.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        bounded = bounded_log_ratio(gap)
         loss = loss + settings.kl_coef * _k3(bounded)
         grad = grad - (settings.kl_coef * bounded.expm1()).masked_fill(gap.abs() > LOG_RATIO_BOUND, 0.0)
     entropy_grad = None

@@ -12,7 +12,7 @@ from rest_megatron.data.rows import BadRow
 
 MAX_DEPTH = 32
 
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"\s+")
 _NAME = re.compile(r"[^()\[\]=,\"']+")  # of a tool that is not on offer
 _KEY = re.compile(r"[^()=,\"']+")
 _NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?(?![\w.])")
@@ -29,7 +29,7 @@ def parse_calls(text: str, tool_names: Iterable[str]) -> tuple[Call, ...]:
 
 
 class _Parser:
-    def __init__(self, text: str, names: list[str]):
+    def __init__(self, text: str, names: list[str]) -> None:
         self.text, self.names, self.at = text, names, 0
 
     def calls(self) -> tuple[Call, ...]:
@@ -52,7 +52,7 @@ class _Parser:
     def name(self) -> str:
         for name in self.names:
             if self.text.startswith(name, self.at):
-                end = _SPACE.match(self.text, self.at + len(name)).end()
+                end = self.after_space(self.at + len(name))
                 if self.text.startswith("(", end):
                     self.at = end
                     return name
@@ -136,7 +136,12 @@ class _Parser:
         return match[0]
 
     def skip_space(self) -> None:
-        self.at = _SPACE.match(self.text, self.at).end()
+        self.at = self.after_space(self.at)
+
+    def after_space(self, at: int) -> int:
+        """Where the white space that may begin at `at` ends."""
+        match = _SPACE.match(self.text, at)
+        return match.end() if match else at
 
     def error(self, wanted: str) -> BadRow:
         found = repr(self.text[self.at : self.at + 20]) if self.at < len(self.text) else "the end"

@@ -98,9 +98,9 @@ def _read_call(call: object, what: str) -> Call:
     given = [key for key in CALL_PARAMETERS if call.get(key) not in (None, "")]
     if len(given) > 1:
         raise BadRow(f"{what} has both {' and '.join(given)}, must have one")
-    said = f"{what}.{given[0]}" if given else what
-    parameters = from_json(call[given[0]], said, _unique_keys(said)) if given else {}
-    return Call(_name(call, CALL_NAMES, what), _json_object(parameters, said))
+    label = f"{what}.{given[0]}" if given else what
+    parameters = from_json(call[given[0]], label, _unique_keys(label)) if given else {}
+    return Call(_name(call, CALL_NAMES, what), _json_object(parameters, label))
 
 
 def _name(owner: dict, keys: tuple[str, ...], what: str) -> str:

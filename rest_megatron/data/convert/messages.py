@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant", "function call", "tool", "f
 def read(record: dict) -> Dialogue:
     """The dialogue of one record. Raises BadRow."""
     tools = read_tools(record.get("tools") or record.get("multiple_tools") or [])
-    turns, system = Turns(), []
+    turns, system = Turns(), list[str]()
     for number, message in enumerate(field(record, "messages", list)):
         what = f"messages[{number}]"
         if not isinstance(message, dict):
@@ -58,18 +58,18 @@ def _is_typed(part: dict) -> bool:
 
 def _action(message: dict, what: str) -> Action:
     parts = list(_parts(message, what))
-    said, thoughts = ("\n".join(part for kind, part in parts if kind == wanted) for wanted in ("text", "reasoning"))
-    calls = [call for kind, part in parts if kind == "tool_call" for call in read_calls(part, what)]
+    texts, thoughts = ("\n".join(part for kind, part in parts if kind == wanted) for wanted in ("text", "reasoning"))
+    calls = tuple(call for kind, part in parts if kind == "tool_call" for call in read_calls(part, what))
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             calls += read_calls(message[key], f"{what}.{key}")
-    quoted, response = split_thought(said)
+    quoted, response = split_thought(texts)
     if not calls:
         calls, response = split_calls(response)
     thought = thoughts or message.get("reasoning_content") or quoted
     if not isinstance(thought, str):
         raise BadRow(f"{what}.reasoning_content is {describe(thought)}, must be a str")
-    return Action(tuple(calls), response, thought.strip())
+    return Action(calls, response, thought.strip())
 
 
 def _text(message: dict, what: str) -> str:

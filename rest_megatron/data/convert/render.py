@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
+from rest_megatron.config.schema import AnswerFormat
 from rest_megatron.data.convert.dialogue import Action, Call, Query, Results, Tool, Turn
 from rest_megatron.data.convert.steps import Step
 
@@ -31,7 +32,7 @@ def rlla_row(step: Step, index: int, source: str) -> dict:
     return row
 
 
-def native_row(step: Step, answer_format: str, index: int, source: str) -> dict:
+def native_row(step: Step, answer_format: AnswerFormat, index: int, source: str) -> dict:
     """One row with the history as messages and a column `tools`, OpenAI's list as JSON.
 
     answer_format: "hermes" or "llama3", how earlier answers are written. Thoughts are kept where the source has some
@@ -122,7 +123,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _messages(turn: Turn, answer_format: str) -> Iterator[dict[str, str]]:
+def _messages(turn: Turn, answer_format: AnswerFormat) -> Iterator[dict[str, str]]:
     if isinstance(turn, Query):
         yield {"role": "user", "content": turn.text}
     elif isinstance(turn, Results):

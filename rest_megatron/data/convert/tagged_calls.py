@@ -8,22 +8,22 @@ from rest_megatron.grammar import HERMES, TOOL_CALL, Kind, Section, split
 MARK = TOOL_CALL.open.decode()
 
 
-def split_calls(said: str) -> tuple[tuple[Call, ...], str]:
+def split_calls(content: str) -> tuple[tuple[Call, ...], str]:
     """(calls, the text around them). Where any of the calls cannot be read: none, and the text as it is."""
-    if MARK not in said:
-        return (), said
-    text = said.encode("utf-8", "surrogatepass")
+    if MARK not in content:
+        return (), content
+    text = content.encode("utf-8", "surrogatepass")
     sections = split(text, HERMES)
     blocks = [section for section in sections if section.kind is Kind.TOOL_CALL]
     if not all(_is_whole(block) for block in blocks):
-        return (), said
+        return (), content
     written = [_decoded(text, call.start, call.end) for block in blocks for call in block.calls]
     try:
         calls = tuple(call for each in written for call in read_calls(each, MARK))
     except BadRow:
-        return (), said
+        return (), content
     around = [_decoded(text, part.body_start, part.body_end) for part in sections if part.kind is Kind.RESPONSE]
-    return (calls, "\n".join(around).strip()) if calls else ((), said)
+    return (calls, "\n".join(around).strip()) if calls else ((), content)
 
 
 def _is_whole(block: Section) -> bool:

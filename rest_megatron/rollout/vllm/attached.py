@@ -7,7 +7,7 @@ from rest_megatron.config.schema import Config
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.client import Address, Client
 from rest_megatron.rollout.vllm.command import BACKEND, MODEL_NAME
-from rest_megatron.utils.waiting import unasked
+from rest_megatron.utils.waiting import no_stop
 
 HEALTH_SECONDS = 10.0
 INFO_SECONDS = 60.0
@@ -24,7 +24,7 @@ class AttachedServer:
         self.can_sleep = False
         self._config = config
 
-    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
+    def wait_ready(self, check: Callable[[], None] = no_stop) -> None:
         """Raises EngineError unless the server answers now, and was started as `print-server` says."""
         client = Client(self.address)
         client.health(HEALTH_SECONDS)

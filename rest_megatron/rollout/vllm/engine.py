@@ -16,7 +16,7 @@ from rest_megatron.rollout.vllm.probe import Probe
 from rest_megatron.rollout.vllm.publisher import Publisher, WeightFile
 from rest_megatron.rollout.vllm.replies import Question, Sampling, ask, prompt_seed
 from rest_megatron.rollout.vllm.server import Server
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +63,8 @@ class VLLMEngine:
                 self._parallel.poll()
                 self._send(version)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        group_size: int,
-        seed: int,
-        max_new_tokens: Sequence[int] | None = None,
-        numbers: Sequence[int] | None = None,
-    ) -> list[list[Sample]]:
-        """`group_size` answers to each prompt, the same lists on every rank.
+    def generate(self, requests: Sequence[Request], *, group_size: int, seed: int) -> list[list[Sample]]:
+        """`group_size` answers to each request, the same lists on every rank.
 
         Answers that fail are asked for once more, after the weights have been sent again (and the server restarted
         where it does not take them). Raises EngineError after that, and at once for a request that the server refuses;
@@ -80,11 +72,9 @@ class VLLMEngine:
         """
         if self._version is None or self._asleep:
             raise RuntimeError("publish before generate: the server has no weights of the actor")
-        limits = max_new_tokens or [self._rollout.max_new_tokens] * len(prompts)
-        numbers = range(len(prompts)) if numbers is None else numbers
         questions = [
-            Question(i, tuple(prompt), group_size, limit, prompt_seed(seed, number))
-            for i, (prompt, limit, number) in enumerate(zip(prompts, limits, numbers, strict=True))
+            Question(i, tuple(r.prompt_ids), group_size, r.max_new_tokens, prompt_seed(seed, r.number))
+            for i, r in enumerate(requests)
         ]
         with self._watch.phase("rollout"):
             return self._answers(questions)

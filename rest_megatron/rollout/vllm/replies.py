@@ -7,9 +7,9 @@ from typing import Any
 
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.vllm.client import Client, Request
+from rest_megatron.rollout.vllm.client import Call, Client
 from rest_megatron.types import Sample
-from rest_megatron.utils.waiting import unasked
+from rest_megatron.utils.waiting import no_stop
 
 # Log-softmax in float32 may round to a little more than 0; vLLM writes -9999 for minus infinity.
 MAX_LOG_PROB, MIN_LOG_PROB = 1e-3, -1e9
@@ -60,14 +60,14 @@ def ask(
     sampling: Sampling,
     version: int,
     seconds: float,
-    check: Callable[[], None] = unasked,
+    check: Callable[[], None] = no_stop,
 ) -> list[list[Sample] | EngineError]:
     """The answers to each question, all asked at once, or why there are none. check: see `Client.send`."""
-    replies = client.send([_request(question, sampling) for question in questions], seconds, check)
+    replies = client.send([_call(question, sampling) for question in questions], seconds, check)
     return [_read(reply, question, sampling, version) for reply, question in zip(replies, questions, strict=True)]
 
 
-def _request(question: Question, sampling: Sampling) -> Request:
+def _call(question: Question, sampling: Sampling) -> Call:
     body = {
         "prompt": list(question.prompt_ids),
         "n": question.count,
@@ -89,7 +89,7 @@ def _request(question: Question, sampling: Sampling) -> Request:
     }
     tokens = len(question.prompt_ids) + question.max_new_tokens
     limit = BYTES_PER_REPLY + question.count * tokens * BYTES_PER_TOKEN
-    return Request("POST", "/v1/completions", body, max_bytes=limit)
+    return Call("POST", "/v1/completions", body, max_bytes=limit)
 
 
 def _read(reply: Any, question: Question, sampling: Sampling, version: int) -> list[Sample] | EngineError:

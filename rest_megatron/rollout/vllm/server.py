@@ -13,7 +13,7 @@ from rest_megatron.rollout.vllm.attached import AttachedServer
 from rest_megatron.rollout.vllm.client import Address
 from rest_megatron.rollout.vllm.command import API_KEY, server_arguments, server_environment
 from rest_megatron.rollout.vllm.spawned import SpawnedServer
-from rest_megatron.utils.waiting import unasked
+from rest_megatron.utils.waiting import no_stop
 
 
 class Server(Protocol):
@@ -24,7 +24,7 @@ class Server(Protocol):
     """Whether it gives back the accelerator's memory when it is told to sleep (vLLM's enable_sleep_mode)."""
     restartable: bool
 
-    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
+    def wait_ready(self, check: Callable[[], None] = no_stop) -> None:
         """Return when it answers, and as this run needs it. `check` is called now and then; what it raises goes on."""
 
     def restart(self) -> None:

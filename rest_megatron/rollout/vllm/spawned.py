@@ -16,7 +16,7 @@ from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm import keeper
 from rest_megatron.rollout.vllm.client import Address, Client
 from rest_megatron.rollout.vllm.command import server_command
-from rest_megatron.utils.waiting import unasked
+from rest_megatron.utils.waiting import no_stop
 
 SOCKET = "vllm.sock"
 GRACE_SECONDS = 20.0
@@ -63,7 +63,7 @@ class SpawnedServer:
         self._keeper: subprocess.Popen | None = None
         self._start()
 
-    def wait_ready(self, check: Callable[[], None] = unasked) -> None:
+    def wait_ready(self, check: Callable[[], None] = no_stop) -> None:
         """Return when the server answers. Raises EngineError as soon as it has ended, or when its time is over."""
         client, waited = Client(self.address), 0.0
         while waited < self._start_timeout:

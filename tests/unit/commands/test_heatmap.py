@@ -13,8 +13,7 @@ from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.commands.heatmap import main
 from rest_megatron.config import load
 from rest_megatron.errors import CheckpointError, DataError
-from tests.unit.observe.heatmap_page import spans
-from tests.unit.observe.terminal import Terminal
+from tests.unit.observe.shown import Terminal, spans
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""Rules between the keys of vLLM rollouts."""
+"""Rules between the keys of rollouts."""
+
+from dataclasses import replace
 
 import pytest
 
 from rest_megatron.config import load
 from rest_megatron.config.check import check_settings
-from rest_megatron.config.check_rollout import OWNED_ARGUMENTS, check_server_files
+from rest_megatron.config.check_rollout import OWNED_ARGUMENTS, check_server_files, without_engine
 from rest_megatron.errors import ConfigError
 from tests.paths import EXAMPLES
 
@@ -162,3 +164,21 @@ def test_the_interpreter_must_be_there_when_it_is_going_to_be_used(tmp_path):
     python.chmod(0o700)
     check_server_files(load([], words))
     check_server_files(load([], ATTACH))
+
+
+def test_a_configuration_without_an_engine_is_a_valid_one_again():
+    words = [
+        *SPAWN,
+        "vllm.tensor_parallel_size=2",
+        "rollout.max_turns=3",
+        "rollout.tools=a.py:f",
+        "rollout.sync_dir=/s",
+        "rollout.top_p=0.5",
+    ]
+    config = without_engine(load((), [*words, "reward.function=a.py:g", "rollout.group_size=3"]))
+    check_settings(config)
+    assert config.rollout == replace(load().rollout, group_size=3) and config.vllm == {}
+
+
+def test_only_the_sampler_decodes_a_group_at_once():
+    check_settings(load((), [*SPAWN, "rollout.group_size=256"]))

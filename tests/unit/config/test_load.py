@@ -1,14 +1,14 @@
-"""Reading the configuration: precedence, types, bounds, places in errors, secrets."""
+"""Reading the configuration: precedence, types, bounds, places in errors, no secret in them."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
-import yaml
 
-from rest_megatron.config import Config, describe, dump, load, redact, to_dict
-from rest_megatron.config.keys import keys
+from rest_megatron.config import Config, load
+from rest_megatron.config.method import METHOD_PRESETS, WEIGHTS_PRESETS, MethodPreset, WeightsPreset
 from rest_megatron.errors import ConfigError
 
 
@@ -48,6 +48,10 @@ def test_explicit_keys_win_over_the_preset_wherever_they_stand(write):
     explicit = write("weights: {rule: inverse_entropy}\n")
     config = load([explicit], ["method.preset=grpo"])
     assert (config.weights.rule, config.weights.curriculum) == ("inverse_entropy", "none")
+
+
+def test_every_preset_says_what_it_sets():
+    assert tuple(METHOD_PRESETS) == get_args(MethodPreset) and tuple(WEIGHTS_PRESETS) == get_args(WeightsPreset)
 
 
 def test_grpo_weighs_every_token_the_same():
@@ -235,47 +239,6 @@ def test_every_value_knows_where_it_comes_from(write):
     assert config.where("run.seed") == "default"
 
 
-def test_a_dump_reads_back_to_the_same_configuration(write):
-    overrides = [
-        "model.path='1e-6'",
-        "data.train='off'",
-        "data.eval='null'",
-        "run.dir='a: b #c'",
-        "optim.lr=1e-6",
-        "megatron={fp8: null, softmax_scale: 0.125}",
-        "method.preset=grpo",
-    ]
-    config = load([], overrides)
-    text = dump(config)
-    assert load([write(text)]) == config
-    # A reader with YAML 1.1 sees the same text.
-    assert yaml.safe_load(text)["data"]["train"] == "off"
-
-
-@pytest.mark.parametrize(
-    "value, shown",
-    [
-        ({"password": "x1"}, {"password": "***"}),
-        ({"a": {"API_KEY": "x1", "b": "y"}}, {"a": {"API_KEY": "***", "b": "y"}}),
-        ({"secrets": {"a": ["x1", 2]}}, {"secrets": {"a": ["***", "***"]}}),
-        ({"wandb_token": "x1", "token": None, "password": ""}, {"wandb_token": "***", "token": None, "password": ""}),
-        ({"url": "https://me:x1@host/p"}, {"url": "https://***@host/p"}),
-        (["postgres://me:x1@odd@host"], ["postgres://***@host"]),
-        ({"max_new_tokens": 5, "tokens": True}, {"max_new_tokens": 5, "tokens": True}),
-        ({"password": 5, "key": 5, "secret": True}, {"password": "***", "key": 5, "secret": True}),
-        ({"moe_token_dispatcher_type": "alltoall"}, {"moe_token_dispatcher_type": "alltoall"}),
-    ],
-)
-def test_secrets_are_hidden_and_numbers_are_not(value, shown):
-    assert redact(value) == shown
-
-
-def test_our_own_defaults_lose_nothing_to_redaction():
-    plain = to_dict(Config())
-    plain["optim"]["betas"] = list(plain["optim"]["betas"])
-    assert redact(plain) == plain
-
-
 @pytest.mark.parametrize(
     "files, overrides",
     [
@@ -303,28 +266,6 @@ def test_no_error_shows_a_secret(write, files, overrides):
 )
 def test_the_place_of_an_override_shows_numbers_but_no_secrets(override, shown):
     assert f"(override: {shown})" in refused([], [override])
-
-
-def test_dump_hides_secrets():
-    config = load([], ["deepspeed={password: hunter2, monitor: {url: 'http://u:hunter2@h'}}"])
-    assert "hunter2" not in dump(config) and config.deepspeed["password"] == "hunter2"
-
-
-def test_help_names_every_key_with_its_type_default_and_sentence():
-    text = describe()
-    for key in keys().values():
-        assert f"  {key.name}  (" in text and key.help.split()[-1] in text
-        assert key.help.endswith(".") or key.help.endswith(").")
-    assert "optim.lr  (a number > 0; default 1.0e-06)" in text
-    assert "weights.scope  (batch | response; default batch)" in text
-    assert "data.eval  (text or null; default null)" in text
-
-
-def test_help_filters_by_section():
-    text = describe("weights")
-    assert "weights.clamp_min" in text and "Eq. 9" in text and "optim." not in text
-    with pytest.raises(ConfigError, match="did you mean weights"):
-        describe("weigths")
 
 
 def test_the_configuration_is_frozen():

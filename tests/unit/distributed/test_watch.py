@@ -81,9 +81,9 @@ BLOCKED = """
 module.SAME_REQUEST_SECONDS = 0.5
 with Watch() as watch:
     def tell():
-        while watch.reason is None:
+        while watch.stop_reason is None:
             time.sleep(0.01)
-        say(watch.reason)
+        say(watch.stop_reason)
     threading.Thread(target=tell, daemon=True).start()
     say('ready')
     stuck()
@@ -112,8 +112,8 @@ def test_what_a_launcher_passes_on_again_is_no_second_signal():
 
 
 def test_a_first_signal_after_the_time_limit_does_not_end_the_process():
-    process = start("with Watch(save_by=0.1) as watch: time.sleep(0.2); watch.asked(); say('ready'); stuck()")
-    assert read(process) == "ready"
+    process = start("with Watch(save_by=0.1) as watch: time.sleep(0.2); say(watch.exchange_reasons()); stuck()")
+    assert read(process) == "checkpoint.save_by=0.1 s are over"
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None
@@ -165,13 +165,13 @@ if __name__ == '__main__':
         say(child.exitcode)
         say(os.waitstatus_to_exitcode(os.system('kill -TERM $$')))
         watch.check()
-        say('unasked')
+        say('no reason')
 """
 
 
 def test_signals_to_children_end_them_and_are_not_heard_here():
     code, out, err = end(start(FORKED))
-    assert (code, out.split(), err) == (0, ["child", "-15", "-15", "unasked"], "")
+    assert (code, out.splitlines(), err) == (0, ["child", "-15", "-15", "no reason"], "")
 
 
 def test_the_time_limit_is_a_reason_to_stop():
@@ -188,7 +188,7 @@ def test_a_watch_that_was_never_entered_does_nothing():
     with watch.phase("rollout"), watch.patient():
         watch.beat()
         watch.check()
-    assert watch.reason is None and watch.asked() is None
+    assert watch.stop_reason is None and watch.exchange_reasons() is None
 
 
 def test_another_rank_s_reason_is_asked_for_now_and_then(monkeypatch):
@@ -202,21 +202,21 @@ def test_another_rank_s_reason_is_asked_for_now_and_then(monkeypatch):
     with Watch() as watch:
         watch.connect(exchange)
         for _ in range(20):
-            assert watch.asked() is None
+            assert watch.exchange_reasons() is None
         assert calls == [None]
         time.sleep(1.05)
-        assert watch.asked() == "SIGUSR1"
+        assert watch.exchange_reasons() == "SIGUSR1"
         time.sleep(1.05)
-        assert watch.asked() == "SIGUSR1" and calls == [None, None]
+        assert watch.exchange_reasons() == "SIGUSR1" and calls == [None, None]
 
 
 def test_this_rank_s_reason_is_told_once_and_at_once():
     calls = []
     with Watch(save_by=1.0) as watch:
         watch.connect(lambda reason: calls.append(reason) or reason)
-        assert watch.asked() is None
+        assert watch.exchange_reasons() is None
         time.sleep(1.05)
-        assert watch.asked() == watch.asked() == "checkpoint.save_by=1 s are over"
+        assert watch.exchange_reasons() == watch.exchange_reasons() == "checkpoint.save_by=1 s are over"
     assert calls == [None, "checkpoint.save_by=1 s are over"]
 
 
@@ -228,7 +228,7 @@ def test_a_signal_that_comes_during_the_exchange_is_not_lost():
 
     with Watch() as watch:
         watch.connect(exchange)
-        assert watch.asked() == "SIGUSR1"
+        assert watch.exchange_reasons() == "SIGUSR1"
 
 
 HUNG = """

@@ -11,23 +11,15 @@ from tests.paths import EXAMPLES
 sys.path.insert(0, str(EXAMPLES / "compare"))
 
 import arms
-import statistics_t
 import summarize
-
-from tests.paths import EXAMPLES
 
 TRUTH = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'
 
 
-@pytest.mark.parametrize("degrees, t", [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452)])
-def test_quantiles_are_those_of_the_printed_tables(degrees, t):
-    assert statistics_t.quantile(degrees, 0.95) == pytest.approx(t, abs=1e-4)
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says():
-    draws = np.random.default_rng(0).normal(3.0, 2.0, (2000, 5))
-    inside = [abs(own.mean() - 3.0) <= statistics_t.interval(own) for own in draws]
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+@pytest.mark.parametrize("runs, t", [(2, 12.7062), (3, 4.3027), (5, 2.7764), (10, 2.2622), (30, 2.0452)])
+def test_the_interval_is_that_of_the_printed_tables_of_t(runs, t):
+    values = np.arange(runs) ** 1.5
+    assert summarize.interval(values) == pytest.approx(t * values.std(ddof=1) / runs**0.5, rel=3e-5)
 
 
 def test_a_curve_is_read_at_equal_numbers_of_answers():

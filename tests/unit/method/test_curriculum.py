@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rest_megatron.config.schema import WeightsConfig
-from rest_megatron.method.curriculum import anneal
+from rest_megatron.method.curriculum import anneal, scheduled_weights
+from rest_megatron.method.feedback import FeedbackState
 
 SETTINGS = WeightsConfig(alpha_format=0.4, alpha_parameters=0.6, alpha_cot=0.2, w_min=0.5, w_max=1.5)
 WEIGHTS = torch.tensor([1.2, 1.1, 0.6, 0.9], dtype=torch.float64)
@@ -49,3 +50,21 @@ def test_every_response_is_annealed_by_itself():
 def test_a_curriculum_that_follows_accuracies_is_refused():
     with pytest.raises(ValueError, match="feedback"):
         anneal(WEIGHTS, 0.5, WeightsConfig(curriculum="feedback"))
+
+
+@pytest.mark.parametrize(
+    "curriculum, expected",
+    [("none", [1.0, 1.0, 0.0, 1.0]), ("linear", [0.8, 1.0, 0.0, 1.1]), ("feedback", [0.8, 1.2, 0.0, 1.0])],
+)
+def test_the_rule_comes_first_then_the_curriculum_then_the_switches(curriculum, expected):
+    settings = WeightsConfig(
+        rule="constant",
+        curriculum=curriculum,
+        alpha_format=0.4,
+        alpha_parameters=0.6,
+        alpha_cot=0.2,
+        feedback_shift=0.2,
+        use_parameters=False,
+    )
+    weights = scheduled_weights(WEIGHTS, 0.5, FeedbackState(saturation=(1.0, 0.0, 0.0)), settings)
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))

@@ -7,8 +7,7 @@ import pytest
 from rest_megatron.data.rows import BadRow
 from rest_megatron.observe.heatmap import html_page, terminal_text
 from rest_megatron.observe.response import read_response, visible
-from tests.unit.observe.heatmap_page import spans
-from tests.unit.observe.html_page import Page
+from tests.unit.observe.shown import Page, spans
 
 TABLE = [b"<think>", b"a <b>\n", "漢".encode()[:2], "漢".encode()[2:], b"\x1b[31m", b"get_weather", b"<|im_end|>"]
 ROW = {

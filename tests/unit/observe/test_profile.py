@@ -11,7 +11,7 @@ import pytest
 
 from rest_megatron.observe.profile import profile_table, write_profile
 from tests.paths import ROOT
-from tests.unit.observe.html_page import Page
+from tests.unit.observe.shown import Page
 
 NAN = math.nan
 

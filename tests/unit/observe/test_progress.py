@@ -7,8 +7,8 @@ import pytest
 from rest_megatron.config import load
 from rest_megatron.config.schema import AlarmsConfig
 from rest_megatron.observe.alarms import Alarms
-from rest_megatron.observe.progress import ALARMS, ProgressLine, clean, duration, format_line, open_progress, text_table
-from tests.unit.observe.terminal import Terminal
+from rest_megatron.observe.progress import ALARMS, ProgressLine, format_line, open_progress
+from tests.unit.observe.shown import Terminal
 
 METRICS = {
     "reward/mean": 2.3456,
@@ -51,43 +51,6 @@ def test_a_line_begins_with_the_alarms_that_last():
 
 def test_alarms_on_the_line_are_those_there_are():
     assert {name for _, name in ALARMS} == Alarms(AlarmsConfig()).metrics.keys()
-
-
-def test_a_table_aligns_names_to_the_left_and_numbers_to_the_right():
-    assert text_table(("", "count"), [("a", "5"), ("long name", "12345678")]) == (
-        "              count\na                 5\nlong name  12345678"
-    )
-
-
-@pytest.mark.parametrize(
-    "seconds, text",
-    [
-        (0, "0s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (192, "3m12s"),
-        (3599.6, "1h00m"),
-        (18240, "5h04m"),
-        (360000, "100h00m"),
-    ],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("a\x1b[31mb\x07", "a[31mb"),
-        ("a\rb\tc\x00\x9b2J", "abc2J"),
-        ("x\u202ey\u200bz\ufeff", "xyz"),
-        ("lone \udc80 surrogate", "lone  surrogate"),
-        ("two\nlines é 漢 😀", "two\nlines é 漢 😀"),
-    ],
-)
-def test_nothing_steers_the_terminal(text, shown):
-    assert clean(text) == shown
-    clean(text).encode("utf-8")
 
 
 def test_each_step_has_its_own_line_outside_a_terminal():

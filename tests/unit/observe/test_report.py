@@ -13,7 +13,7 @@ from rest_megatron.config import dump, load
 from rest_megatron.errors import DataError
 from rest_megatron.observe.report import HELD_OUT, PANELS, final_table, write_report
 from tests.paths import ROOT
-from tests.unit.observe.html_page import Page
+from tests.unit.observe.shown import Page
 
 BEFORE = {"reward/mean": 1.0, "reward/format": 0.5, "reward/name": 0.4, "reward/parameter_values": 0.2}
 AFTER = {"reward/mean": 3.25, "reward/format": 0.95, "reward/name": 0.9, "reward/parameter_values": 0.1}

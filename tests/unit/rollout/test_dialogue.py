@@ -16,7 +16,8 @@ from rest_megatron.data.turns import read_turns
 from rest_megatron.environment.tools import Tools
 from rest_megatron.errors import DataError, EngineError
 from rest_megatron.rollout.dialogue import Dialogues, open_dialogues
-from rest_megatron.types import Sample
+from rest_megatron.rollout.engine import number_requests
+from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
 from tests.unit.rollout.dialogues import ALONE, prompt_ids, tool
 
@@ -41,11 +42,10 @@ class Engine:
         self.version = 0
         self.said = []
 
-    def generate(self, prompts, *, group_size, seed, max_new_tokens=None, numbers=None):
-        self.calls.append(SimpleNamespace(prompts=prompts, group_size=group_size, seed=seed, limits=max_new_tokens))
-        limits = max_new_tokens or [1000] * len(prompts)
-        groups = zip(prompts, limits, strict=True)
-        return [[self._next(prompt, limit) for _ in range(group_size)] for prompt, limit in groups]
+    def generate(self, requests, *, group_size, seed):
+        prompts, limits = [r.prompt_ids for r in requests], [r.max_new_tokens for r in requests]
+        self.calls.append(SimpleNamespace(prompts=prompts, group_size=group_size, seed=seed, limits=limits))
+        return [[self._next(r.prompt_ids, r.max_new_tokens) for _ in range(group_size)] for r in requests]
 
     def publish(self, version):
         self.said.append(("publish", version))
@@ -73,9 +73,14 @@ def dialogues(tokenizer, script, respond, *overrides, **engine):
     return Dialogues(engine, ALONE, config.rollout, read_turns(config, tokenizer), tools, table), engine
 
 
+def ask(dialogues, *prompts, group_size=1):
+    requests = number_requests(prompts, dialogues.config.max_new_tokens)
+    return dialogues.generate(requests, group_size=group_size, seed=5)
+
+
 def run(tokenizer, script, respond, *overrides, **engine):
     made, engine = dialogues(tokenizer, script, respond, *overrides, **engine)
-    ((sample,),) = made.generate([prompt_ids(tokenizer)], group_size=1, seed=5)
+    ((sample,),) = ask(made, prompt_ids(tokenizer))
     return sample, engine
 
 
@@ -137,7 +142,7 @@ def test_the_last_turn_is_not_answered(tokenizer, max_turns):
     made, engine = dialogues(
         tokenizer, ["a", "b", "c", "d"], hearing(*[tool("21")] * 9), f"rollout.max_turns={max_turns + 1}"
     )
-    ((sample,),) = made.generate([prompt_ids(tokenizer)], group_size=1, seed=5)
+    ((sample,),) = ask(made, prompt_ids(tokenizer))
     assert len(engine.calls) == len(turns(sample.token_ids, sample.response_mask)) == max_turns + 1
     assert (sample.finish_reason, bool(sample.response_mask[-1])) == ("stop", True)
 
@@ -161,7 +166,7 @@ def test_a_budget_bounds_everything_after_the_prompt(tokenizer, missing, calls, 
     assert len(sample.token_ids) == min(limit, first + heard + second)
     assert sample.finish_reason == ("stop" if missing <= 0 else "length")
     assert len(engine.calls) == calls
-    assert engine.calls[-1].limits == ([second - missing] if calls == 2 else None)
+    assert engine.calls[-1].limits == [second - missing if calls == 2 else limit]
     borders = sum(a != b for a, b in pairwise(sample.response_mask))
     assert borders + 1 == stretches and len(sample.response_mask) == len(sample.log_probs) == len(sample.token_ids)
 
@@ -178,7 +183,8 @@ def test_a_prompt_s_own_limit_bounds_its_dialogue(tokenizer):
     first, heard, second = lengths(tokenizer)
     made, engine = dialogues(tokenizer, [FIRST, FIRST, SECOND, SECOND], hearing(tool("21")))
     limits = [first + heard + 1, first + heard + 9]
-    groups = made.generate([prompt_ids(tokenizer)] * 2, group_size=1, seed=5, max_new_tokens=limits)
+    requests = [Request(prompt_ids(tokenizer), limit, number) for number, limit in enumerate(limits)]
+    groups = made.generate(requests, group_size=1, seed=5)
     assert [call.limits for call in engine.calls] == [limits, [1, 9]]
     assert [group[0].finish_reason for group in groups] == ["length", "stop"]
 
@@ -200,7 +206,7 @@ def test_each_answer_of_a_group_goes_its_own_way(tokenizer):
 
     script = ["go on", "stop here", "never ends...", "go", "later", "on"]
     made, engine = dialogues(tokenizer, script, respond)
-    groups = made.generate([prompt_ids(tokenizer, "one"), prompt_ids(tokenizer, "two")], group_size=2, seed=5)
+    groups = ask(made, prompt_ids(tokenizer, "one"), prompt_ids(tokenizer, "two"), group_size=2)
     texts = [[tokenizer.decode(sample.token_ids) for sample in group] for group in groups]
     assert texts[0][1] == "stop here<|im_end|>" and texts[1][0] == "never ends..."
     assert "heard go on" in texts[0][0] and texts[0][0].endswith("later<|im_end|>")
@@ -222,7 +228,7 @@ def test_each_answer_of_a_group_goes_its_own_way(tokenizer):
 def test_weights_that_change_between_turns_are_an_error(tokenizer):
     made, engine = dialogues(tokenizer, ["a", "b"], lambda *_, **__: setattr(engine, "version", 1) or tool("21"))
     with pytest.raises(EngineError, match="began with weight version 0 and goes on with 1"):
-        made.generate([prompt_ids(tokenizer)], group_size=1, seed=5)
+        ask(made, prompt_ids(tokenizer))
 
 
 def test_a_special_token_that_tools_say_is_theirs_alone(tokenizer):
@@ -277,5 +283,5 @@ def test_dialogues_are_opened_with_the_configuration_s_tools(tokenizer, tmp_path
     path.write_text("def respond(response, messages, *, prompt):\n    return None\n")
     config = load((), [f"model.path={MODEL}", "rollout.max_turns=2", f"rollout.tools={path}:respond"])
     made = open_dialogues(Engine(tokenizer, ["a"]), config, ALONE, tokenizer, token_bytes(tokenizer))
-    ((sample,),) = made.generate([prompt_ids(tokenizer)], group_size=1, seed=0)
+    ((sample,),) = ask(made, prompt_ids(tokenizer))
     assert replace(sample, log_probs=()).finish_reason == "stop"

@@ -11,7 +11,7 @@ from rest_megatron.data.tokens import token_bytes
 from rest_megatron.data.turns import read_turns
 from rest_megatron.environment.tools import Tools
 from rest_megatron.rollout.dialogue import Dialogues
-from rest_megatron.types import Sample
+from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
 from tests.unit.rollout.dialogues import ALONE, prompt_ids, tool
 
@@ -23,12 +23,10 @@ class NumberedEngine:
         self.tokenizer = tokenizer
         self.calls = []
 
-    def generate(self, prompts, *, group_size, seed, max_new_tokens=None, numbers=None):
-        numbers = range(len(prompts)) if numbers is None else numbers
-        self.calls.append(SimpleNamespace(numbers=list(numbers), group_size=group_size))
+    def generate(self, requests, *, group_size, seed):
+        self.calls.append(SimpleNamespace(numbers=[r.number for r in requests], group_size=group_size))
         return [
-            [self._drawn(prompt, f"{seed} {number} {answer}") for answer in range(group_size)]
-            for prompt, number in zip(prompts, numbers, strict=True)
+            [self._drawn(r.prompt_ids, f"{seed} {r.number} {answer}") for answer in range(group_size)] for r in requests
         ]
 
     def _drawn(self, prompt, text):
@@ -43,7 +41,7 @@ def tokenizer():
     return made
 
 
-def played(tokenizer, ending=(), numbers=None):
+def played(tokenizer, ending=(), numbers=(0, 1, 2)):
     """Dialogues of three turns, two for each of three prompts; those of `ending` end after the first."""
 
     def respond(response, messages, *, prompt):
@@ -53,8 +51,8 @@ def played(tokenizer, ending=(), numbers=None):
     config = load((), [f"model.path={MODEL}", "rollout.max_turns=3", "rollout.max_new_tokens=1000"])
     engine, tools = NumberedEngine(tokenizer), Tools(respond, "mine", 30.0)
     made = Dialogues(engine, ALONE, config.rollout, read_turns(config, tokenizer), tools, token_bytes(tokenizer))
-    prompts = [prompt_ids(tokenizer)] * (3 if numbers is None else len(numbers))
-    return made.generate(prompts, group_size=2, seed=5, numbers=numbers), engine
+    requests = [Request(prompt_ids(tokenizer), 1000, number) for number in numbers]
+    return made.generate(requests, group_size=2, seed=5), engine
 
 
 def test_a_dialogue_goes_on_alike_whether_or_not_others_ended_early(tokenizer):

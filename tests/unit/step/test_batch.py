@@ -8,7 +8,7 @@ import torch
 from rest_megatron.data.answers import answer_bytes, turns
 from rest_megatron.grammar import HERMES, TOOLRL
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.step.batch import make_batch
+from rest_megatron.step.batch import deal_batch
 from rest_megatron.step.weigh import _reference
 from rest_megatron.types import Sample
 
@@ -34,7 +34,7 @@ def dialogue(*parts: tuple[bytes, bool], prompt=b"?", ends=True) -> Sample:
 
 
 def batch_of(*samples: Sample, grammar=TOOLRL, advantages=None):
-    return make_batch(
+    return deal_batch(
         samples,
         torch.arange(len(samples)) + 1.0 if advantages is None else advantages,
         TABLE,

@@ -1,7 +1,5 @@
 """A step's answers: how groups that teach nothing are kept, left out or replaced, and what is added to their scores."""
 
-import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +10,9 @@ from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import DataError
 from rest_megatron.evaluate.heldout import fixed_progress
 from rest_megatron.grammar import TOOLRL
-from rest_megatron.observe.rollouts import dump_rollouts, rollout_metrics
+from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.reward.presets import build_reward
-from rest_megatron.step.batch import make_batch
+from rest_megatron.step.batch import deal_batch
 from rest_megatron.step.collect import collect
 from rest_megatron.step.score import accuracies, reward_metrics
 from rest_megatron.types import Prompt, Sample, Score
@@ -32,12 +30,22 @@ class Engine:
         self.script = list(script)
         self.asked = []
 
-    def generate(self, prompts, *, group_size, seed):
-        self.asked.append((len(prompts), seed))
-        groups, self.script = self.script[: len(prompts)], self.script[len(prompts) :]
+        self.awake = False
+
+    def publish(self, version):
+        assert version == 3
+        self.awake = True
+
+    def sleep(self):
+        self.awake = False
+
+    def generate(self, requests, *, group_size, seed):
+        assert self.awake
+        self.asked.append((len(requests), seed))
+        groups, self.script = self.script[: len(requests)], self.script[len(requests) :]
         return [
-            [Sample(tuple(prompt), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
-            for prompt, group in zip(prompts, groups, strict=True)
+            [Sample(tuple(request.prompt_ids), ids, (-0.5,) * len(ids), "stop", 3) for ids in group]
+            for request, group in zip(requests, groups, strict=True)
         ]
 
 
@@ -56,6 +64,7 @@ def session(script, *overrides):
     return SimpleNamespace(
         config=config,
         rollout=Engine(script),
+        actor=SimpleNamespace(version=3),
         reward=build_reward(config),
         judge=Judge(),
         token_table=TABLE,
@@ -79,14 +88,14 @@ def numbers(experience):
 
 
 def test_keep_trains_on_every_group_and_gives_the_useless_ones_no_advantage():
-    experience = collect(session([MIXED, ALIKE, MIXED]), 1, 0.0, prompts())
+    experience = collect(session([MIXED, ALIKE, MIXED]), 1, prompts(), progress=0.0)
     assert (numbers(experience), experience.num_trained, experience.rounds) == ([0, 1, 2], 3, 1)
     assert experience.advantages[1].tolist() == [0.0, 0.0]
     assert experience.advantages[0, 0] > 0 > experience.advantages[0, 1]
 
 
 def test_mask_leaves_the_useless_groups_out_of_the_training_but_not_of_the_metrics():
-    experience = collect(session([MIXED, ALIKE, MIXED], "algorithm.zero_variance=mask"), 1, 0.0, prompts())
+    experience = collect(session([MIXED, ALIKE, MIXED], "algorithm.zero_variance=mask"), 1, prompts(), progress=0.0)
     assert (numbers(experience), experience.num_trained, experience.rounds) == ([0, 2, 1], 2, 1)
     assert len(experience.trained) == 4 and len(experience.all_scores) == 6
     metrics = rollout_metrics(experience)
@@ -97,7 +106,7 @@ def test_mask_leaves_the_useless_groups_out_of_the_training_but_not_of_the_metri
 def test_refill_asks_for_as_many_new_prompts_as_are_missing():
     script = [MIXED, ALIKE, ALIKE, ALIKE, MIXED, MIXED]
     made = session(script, "algorithm.zero_variance=refill")
-    experience = collect(made, 4, 0.0, prompts())
+    experience = collect(made, 4, prompts(), progress=0.0)
     assert (experience.num_trained, experience.rounds) == (3, 3)
     assert numbers(experience)[:3] == [0, 4, 5] and sorted(numbers(experience)) == [0, 1, 2, 3, 4, 5]
     assert [count for count, _ in made.rollout.asked] == [3, 2, 1]
@@ -109,21 +118,21 @@ def test_refill_asks_for_as_many_new_prompts_as_are_missing():
 def test_refill_gives_up_after_its_rounds_and_trains_on_what_there_is(good, trained):
     script = [MIXED] * good + [ALIKE] * 20
     made = session(script, "algorithm.zero_variance=refill", "algorithm.max_refills=2")
-    experience = collect(made, 1, 0.0, prompts())
+    experience = collect(made, 1, prompts(), progress=0.0)
     assert (experience.num_trained, experience.rounds) == (trained, 3)
     assert len(experience.trained) == 2 * trained
 
 
 def test_leave_one_out_measures_an_answer_by_the_others():
-    experience = collect(session([MIXED] * 3, "algorithm.advantage=leave_one_out"), 1, 0.0, prompts())
+    experience = collect(session([MIXED] * 3, "algorithm.advantage=leave_one_out"), 1, prompts(), progress=0.0)
     high, low = experience.totals[0].tolist()
     assert experience.advantages[0].tolist() == pytest.approx([high - low, low - high])
 
 
 def test_the_judge_adds_its_weighted_grade_and_nothing_where_it_gives_none(caplog):
-    plain = collect(session([MIXED] * 3), 1, 0.0, prompts())
+    plain = collect(session([MIXED] * 3), 1, prompts(), progress=0.0)
     judge = ("reward.judge_url=http://h/v1", "reward.judge_model=m", "reward.judge_weight=2")
-    judged = collect(session([MIXED] * 3, *judge), 1, 0.0, prompts())
+    judged = collect(session([MIXED] * 3, *judge), 1, prompts(), progress=0.0)
     assert (judged.totals - plain.totals).tolist() == [[0.0, 1.0]] * 3
     assert [s.parts["judge"] for s in judged.all_scores] == [0.0, 0.5] * 3
     assert [s.parts["judged"] for s in judged.all_scores] == [0.0, 1.0] * 3
@@ -132,9 +141,9 @@ def test_the_judge_adds_its_weighted_grade_and_nothing_where_it_gives_none(caplo
 
 def test_long_answers_are_punished_over_the_last_tokens_before_the_limit():
     longest = len(GOOD)
-    plain = collect(session([MIXED] * 3), 1, 0.0, prompts())
+    plain = collect(session([MIXED] * 3), 1, prompts(), progress=0.0)
     limits = (f"rollout.max_new_tokens={longest}", "reward.overlong_buffer=10", "reward.overlong_penalty=0.5")
-    punished = collect(session([MIXED] * 3, *limits), 1, 0.0, prompts())
+    punished = collect(session([MIXED] * 3, *limits), 1, prompts(), progress=0.0)
     assert (punished.totals - plain.totals).tolist() == [[-0.5, 0.0]] * 3
 
 
@@ -142,7 +151,7 @@ def test_a_reward_that_fails_ends_the_step(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def reward(response, ground_truth, *, progress, step):\n    raise KeyError('oops')\n")
     with pytest.raises(DataError, match="oops"):
-        collect(session([MIXED] * 3, f"reward.function={path}:reward"), 1, 0.0, prompts())
+        collect(session([MIXED] * 3, f"reward.function={path}:reward"), 1, prompts(), progress=0.0)
 
 
 def test_metrics_are_means_over_the_answers_that_have_a_part():
@@ -157,7 +166,7 @@ def test_metrics_are_means_over_the_answers_that_have_a_part():
 def test_mini_batches_are_of_equal_size_however_many_answers_are_left(count, size, sizes):
     samples = [Sample((1, 2), GOOD, (-0.5,) * len(GOOD), "stop", 0)] * count
     batches = [
-        make_batch(
+        deal_batch(
             samples,
             torch.zeros(count + 8),
             TABLE,
@@ -183,15 +192,3 @@ def test_held_out_answers_are_scored_where_accuracy_counts(preset, right):
     wrong = CALL.replace(b'"f"', b'"g"')
     scores = [reward.score(text, truth, progress=progress, step=150).total for text in (CALL, wrong)]
     assert scores[0] == pytest.approx(right) and scores[1] < scores[0]
-
-
-def test_a_dump_tells_the_tokens_of_trained_answers_only(tmp_path):
-    experience = collect(session([MIXED, ALIKE, MIXED], "algorithm.zero_variance=mask"), 1, 0.0, prompts())
-    experience = replace(experience, advantages=torch.arange(6.0).view(3, 2))
-    vectors = {0: {"regions": [0, 3], "weights": [1.5, 0.5]}}
-    dump_rollouts(tmp_path, 7, experience, TABLE, vectors)
-    rows = [json.loads(line) for line in (tmp_path / "rollouts/step-7.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == [0, 0, 2, 2, 1, 1]
-    assert [row["advantage"] for row in rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert rows[0]["regions"] == ["format", "cot"] and rows[0]["weights"] == [1.5, 0.5]
-    assert "regions" not in rows[1] and rows[1]["text"] == "no" and rows[0]["ids"][-1] == 256

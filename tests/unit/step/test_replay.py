@@ -1,4 +1,4 @@
-"""What a dump holds, that it comes back as it was, and that one which cannot be trained on is refused with its line."""
+"""That a dump comes back as it was, and that one which cannot be trained on is refused with its line."""
 
 import json
 import math
@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rest_megatron import train
+from rest_megatron.commands import train
 from rest_megatron.config import load
 from rest_megatron.errors import DataError
-from rest_megatron.observe.response import read_response
-from rest_megatron.observe.rollouts import dump_rollouts, prompt_hash, rollout_metrics
+from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.step.collect import group_advantages
+from rest_megatron.step.dump import dump_rollouts
 from rest_megatron.step.replay import Replay
 from rest_megatron.types import Experience, Prompt, Sample, Score
 
@@ -78,24 +78,6 @@ def test_advantages_are_those_of_the_configuration_now(replayed):
     config = replace(replayed.config, algorithm=replace(replayed.config.algorithm, advantage="leave_one_out"))
     found = Replay(config, PROMPTS, 257).experience(1)
     assert found.advantages[1].tolist() == pytest.approx([-1.9, 1.9])
-
-
-def test_the_hash_is_of_the_ids_in_decimal():
-    # printf '7 8 9' | sha256sum
-    assert prompt_hash((7, 8, 9)) == "d79231146fc85c79"
-    assert len({prompt_hash(ids) for ids in ((7, 8, 9), (78, 9), (7, 89), (8, 7, 9))}) == 4
-
-
-def test_values_of_tokens_stand_at_the_ids_that_were_sampled(tmp_path):
-    vectors = {3: {"regions": [0, 3], "entropy": [0.5, 1.5], "weights": [1.25, 0.75]}}
-    dump_rollouts(tmp_path, 1, experience(), TABLE, vectors)
-    rows = [json.loads(line) for line in (tmp_path / "rollouts/step-1.jsonl").open()]
-    row = rows[3]
-    assert row["response_mask"] == [True, False, True] and "response_mask" not in rows[2]
-    assert row["regions"] == ["format", None, "cot"] and row["weights"] == [1.25, None, 0.75]
-    response = read_response(row, TABLE)
-    assert (response.ids, response.regions, response.weights) == ([68, 256], ["format", "cot"], [1.25, 0.75])
-    assert response.measures["entropy"] == [0.5, 1.5] and response.pieces == [b"D", b"<|im_end|>"]
 
 
 def rows_of(path):

@@ -10,7 +10,7 @@ import pytest
 from rest_megatron.environment.tools import THREADS, Question, Tools
 from rest_megatron.errors import Preempted
 from rest_megatron.reward.judge import Judge
-from rest_megatron.rollout.vllm.client import Address, Client, Request
+from rest_megatron.rollout.vllm.client import Address, Call, Client
 from rest_megatron.utils.waiting import gather
 from tests.waiting import happens
 
@@ -79,7 +79,7 @@ def silent():
 
 
 def requests(port: int, check) -> None:
-    Client(Address(f"http://127.0.0.1:{port}")).send([Request("POST", "/v1/completions", {})] * 5, 60, check)
+    Client(Address(f"http://127.0.0.1:{port}")).send([Call("POST", "/v1/completions", {})] * 5, 60, check)
 
 
 def grades(port: int, check) -> None:

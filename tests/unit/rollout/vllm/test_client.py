@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from rest_megatron.errors import EngineError
-from rest_megatron.rollout.vllm.client import MAX_ERROR_TEXT, Address, Client, Request, RequestRefused, error_text
+from rest_megatron.rollout.vllm.client import MAX_ERROR_TEXT, Address, Call, Client, RequestRefused, error_text
 
 
 def reply(content, status: str = "200 OK") -> bytes:
@@ -200,9 +200,7 @@ def test_an_error_status_brings_the_servers_words(status, refused):
 
 def test_a_reply_that_is_too_long_is_not_read():
     with listening(reply(b'"' + b"x" * 10_000 + b'"')) as (address, _):
-        small, large = Client(address).send(
-            [Request("GET", "/a", max_bytes=1000), Request("GET", "/b", max_bytes=20_000)], 5
-        )
+        small, large = Client(address).send([Call("GET", "/a", max_bytes=1000), Call("GET", "/b", max_bytes=20_000)], 5)
     assert isinstance(small, EngineError) and "longer than 1000 bytes" in str(small)
     assert large == "x" * 10_000
 
@@ -210,7 +208,7 @@ def test_a_reply_that_is_too_long_is_not_read():
 def test_requests_are_sent_at_once_and_each_has_its_own_outcome():
     with listening(b"", reply({"a": 1}), pause=0.4) as (address, requests):
         started = time.monotonic()
-        replies = Client(address).send([Request("POST", "/v1/completions", {"seed": i}) for i in range(20)], 5)
+        replies = Client(address).send([Call("POST", "/v1/completions", {"seed": i}) for i in range(20)], 5)
         assert time.monotonic() - started < 6
     assert replies == [{"a": 1}] * 20
     assert sorted(json.loads(body)["seed"] for _, body in requests) == list(range(20))

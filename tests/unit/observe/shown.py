@@ -1,5 +1,8 @@
-"""A page as a browser would read it."""
+"""What tests read of a page, and a terminal that keeps what it is shown."""
 
+import html
+import io
+import re
 from html.parser import HTMLParser
 
 
@@ -27,3 +30,17 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self._in_cell:
             self.rows[-1][-1] += data
+
+
+def spans(page: str) -> list[tuple[str, str, str, str]]:
+    """(region, background, title, text) of each token in the answer's flow."""
+    flow = page.split('<div class="answer">')[1].split("</div>")[0]
+    found = re.findall(r'<span class="(\w+)" style="background:(.*?)" title="(.*?)">(.*?)</span>', flow, re.DOTALL)
+    return [tuple(map(html.unescape, each)) for each in found]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True

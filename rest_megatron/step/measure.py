@@ -1,0 +1,74 @@
+"""What a step's answers and its updates are like, as numbers by name."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rest_megatron.actor.actor import Update
+from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
+from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
+from rest_megatron.observe.rollouts import rollout_metrics
+from rest_megatron.session import Session
+from rest_megatron.step.score import reward_metrics
+from rest_megatron.step.weigh import StepWeights
+from rest_megatron.types import Batch, Experience, TokenStats
+
+
+def answer_metrics(session: Session, experience: Experience) -> dict[str, float]:
+    """Rewards, lengths, versions and times of a step's answers, trained on or not. Before the updates."""
+    times = {"publish": experience.publish_seconds, "rollout": experience.seconds, "reward": experience.reward_seconds}
+    metrics = reward_metrics(experience.all_scores) | rollout_metrics(experience)
+    metrics |= version_metrics(experience, session.actor.version)
+    return metrics | {f"time/{name}": seconds for name, seconds in times.items()}
+
+
+def measure(
+    session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
+) -> dict[str, float]:
+    """Token weights, mismatch with the engine, updates and regions of a step, the same on every rank. Collective.
+
+    batch: this rank's share of the answers; old: their statistics before the updates; done: of `step.update.update`.
+    """
+    group, algorithm = session.parallel.dp_group, session.config.algorithm
+    metrics = weights.metrics() | mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
+    return metrics | done.metrics | region_update_metrics(session, batch, old.log_probs, weights, done.log_probs)
+
+
+def region_update_metrics(
+    session: Session, batch: Batch, old_log_probs: Tensor, weights: StepWeights, log_probs: Tensor
+) -> dict[str, float]:
+    """Share of the corrected weight, ratio and clip fraction of each region's tokens in the updates. Collective."""
+    totals = region_totals(
+        batch.regions,
+        weights.corrected,
+        old_log_probs,
+        log_probs,
+        batch.advantages,
+        session.config.algorithm,
+        batch.sequence_index,
+    )
+    dist.all_reduce(totals, group=session.parallel.dp_group)
+    return region_metrics(totals)
+
+
+def token_vectors(
+    session: Session, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
+) -> dict[int, dict[str, list]]:
+    """What is known of every token, by the answer's number among those trained on: of all answers on rank 0.
+
+    Collective.
+    """
+    ratio_of = (session.config.algorithm, batch.sequence_index)
+    vectors = {
+        "regions": batch.regions,
+        "entropy": old.entropy,
+        "weights": weights.tokens,
+        "importance": weights.importance,
+        "ratio": token_ratios(old.log_probs, done.log_probs, *ratio_of),
+        "clipped": clipped_tokens(old.log_probs, done.log_probs, batch.advantages, *ratio_of),
+    }
+    parts = {name: vector.cpu().split(batch.lengths) for name, vector in vectors.items()}
+    mine = {
+        index: {name: part[i].tolist() for name, part in parts.items()} for i, index in enumerate(batch.sample_index)
+    }
+    gathered = session.parallel.gather_to_main(mine)
+    return {index: values for part in gathered for index, values in part.items()}

@@ -22,8 +22,8 @@ LATEST = "latest"
 def newest(checkpoints: Path, parallel: Parallel, warn: Callable[[str], None]) -> tuple[Path, Manifest] | None:
     """The newest checkpoint in `checkpoints` whose every file has its size and hash; None when there is none.
 
-    What a kill left unfinished is tidied up. `warn`, called on rank 0, hears of it and of each checkpoint that is
-    skipped, with the reason. Collective.
+    What a kill left unfinished is tidied up. `warn` is called with it on rank 0, and with each checkpoint that
+    is skipped and the reason. Collective.
     """
     for directory in parallel.on_main(lambda: _tidy(checkpoints, warn)):
         try:

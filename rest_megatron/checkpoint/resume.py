@@ -44,7 +44,7 @@ class Resumed:
     directory: Path
     manifest: Manifest
     is_own: bool
-    """Whether it is one of run.dir, whose metrics go on; another run's begin anew."""
+    """Whether it is one of run.dir, whose metrics are continued; another run's begin anew."""
 
     @property
     def loop(self) -> dict[str, Any]:

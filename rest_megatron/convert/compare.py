@@ -34,7 +34,7 @@ class Comparison:
         return not (self.only_first or self.only_second or self.shapes or self.dtypes or self.largest)
 
     def lines(self) -> Iterator[str]:
-        """The result, a line each; the first is "identical: ..." or tells the count."""
+        """The result, a line each; the first is "identical: ..." or counts them."""
         if self.identical:
             yield f"identical: {self.same} tensors, bit for bit"
             return
@@ -55,7 +55,10 @@ class Comparison:
 
 
 def compare(first: Weights, second: Weights, seen: Callable[[int], None] = lambda size: None) -> Comparison:
-    """Compare all tensors; `seen` hears the bytes of each pair. Raises CheckpointError when one cannot be read."""
+    """Compare all tensors; `seen` is called with the bytes of each pair.
+
+    Raises CheckpointError when one cannot be read.
+    """
     ours, theirs = first.tensors, second.tensors
     found = Comparison(
         only_first=[name for name in ours if name not in theirs],
@@ -101,7 +104,7 @@ def max_difference(a: Tensor, b: Tensor) -> float:
 
 
 def nonfinite_tensors(weights: Weights, seen: Callable[[int], None] = lambda size: None) -> list[str]:
-    """The names of tensors with a NaN or an infinity; `seen` hears the bytes of each tensor."""
+    """The names of tensors with a NaN or an infinity; `seen` is called with the bytes of each tensor."""
     found = []
     for name in weights.tensors:
         # The least and the largest number are NaN where one is.

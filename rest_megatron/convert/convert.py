@@ -63,10 +63,10 @@ class Conversion:
 
 
 def convert(model: Model, target: Target, seen: Callable[[int], None] = lambda size: None) -> Conversion:
-    """Make `target` of `model`; `seen` hears the bytes that are written, then twice those that are compared.
+    """Make `target` of `model`; `seen` is called with the bytes written, then twice with those compared.
 
-    The output appears when it is complete and its tensors are the input's, bit for bit. What a kill leaves is gone on
-    with. Raises CheckpointError, and ConfigError for an output that is being made by another process or cannot be
+    The output appears when it is complete and its tensors are the input's, bit for bit. What a kill leaves is
+    resumed. Raises CheckpointError, and ConfigError for an output that is being made by another process or cannot be
     written.
     """
     if target.kind == MEGATRON:
@@ -100,7 +100,7 @@ def _write(partial: Partial, weights: Weights, model: Model, target: Target, see
 
 
 def _identity(model: Model, target: Target) -> dict[str, Any]:
-    """What is made of what: an attempt at anything else is not gone on with."""
+    """What is made of what: an attempt at anything else is not resumed."""
     return {
         "input": _listing(model.found.directory),
         "companions": _listing(model.companions),

@@ -45,7 +45,7 @@ class Meter:
 
 @contextmanager
 def metered(stream: TextIO, total: int) -> Iterator[Callable[[int], None]]:
-    """What hears of bytes that are done, of `total`; see `Meter`."""
+    """What to call with the number of bytes that are done, of `total`; see `Meter`."""
     meter = Meter(stream, total)
     try:
         yield meter.add

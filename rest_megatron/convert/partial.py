@@ -1,4 +1,4 @@
-"""A directory that is written file by file, can be gone on with after a kill, and gets its name when it is complete."""
+"""A directory that is written file by file, resumed after a kill, and named when it is complete."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Partial:
     Args:
         output: the directory to make.
         directory: the partial one.
-        conversion: plain JSON that says what is made of what; only an attempt at the same is gone on with.
+        conversion: plain JSON that says what is made of what; only an attempt at the same is resumed.
     """
 
     def __init__(self, output: Path, directory: Path, conversion: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ def layer_spec(
 def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> type[nn.Module]:
     """The core attention for `model.attention`.
 
-    Transformer Engine computes packed sequences in bfloat16 on CUDA only. Raises ConfigError when it is asked for
+    Transformer Engine computes packed sequences in bfloat16 on CUDA only. Raises ConfigError when it is chosen
     elsewhere, or not installed.
     """
     fits = device.type == "cuda" and dtype == torch.bfloat16 and has_transformer_engine()

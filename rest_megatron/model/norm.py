@@ -37,7 +37,7 @@ class _RMSNormFunction(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """Megatron's norm interface over the function above; replicated over tensor-parallel ranks.
 
-    `weight.sequence_parallel` tells `gradients.py` that each rank saw only its part of the sequence.
+    `weight.sequence_parallel` marks for `actor.gradients` that each rank saw only its part of the sequence.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:

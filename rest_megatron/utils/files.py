@@ -84,7 +84,7 @@ def rename(path: Path, to: Path) -> None:
 def replace_directory(directory: Path, complete: Path) -> None:
     """Put `complete` in the place of `directory`, which steps aside first. Raises CheckpointError, as it was before.
 
-    A kill between the two renames leaves the name to neither; `recover` gives it back to the old one.
+    After a kill between the two renames neither has the name; `recover` gives it back to the old one.
     """
     aside = directory.with_name(directory.name + ASIDE)
     try:
@@ -100,7 +100,7 @@ def replace_directory(directory: Path, complete: Path) -> None:
 
 
 def recover(aside: Path) -> bool:
-    """Give a directory that stepped aside its name back, and say so; or delete it when its successor has the name."""
+    """Rename a directory that stepped aside back, and return True; or delete it when its successor has the name."""
     directory = aside.with_name(aside.name.removesuffix(ASIDE))
     if directory.exists():
         shutil.rmtree(aside, ignore_errors=True)

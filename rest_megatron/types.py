@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Score:
     correctness: float
     parts: dict[str, float]
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As files of answers and scores hold it."""
+        return {
+            "score": self.total,
+            "format": self.format,
+            "correctness": self.correctness,
+            "parts": self.parts,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)

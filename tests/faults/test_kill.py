@@ -69,7 +69,7 @@ def test_a_run_that_is_killed_again_and_again_ends_where_it_would_have(task, str
         shutil.rmtree(task.run_dir)
         for path in job.outputs:
             path.unlink()
-    assert restarts > kills // 4
+    assert restarts >= max(1, kills // 4)
 
 
 def went_on(output: str) -> bool:

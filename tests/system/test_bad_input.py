@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rest_megatron import cli
-from tests.system.runs import make_run, program, run
+from tests.faults.jobs import Job
+from tests.system.runs import make_run
 
 
 def refuse(capsys, words: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
@@ -89,16 +91,11 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path, capsys):
 
 def test_truncated_weights_are_refused(tmp_path):
     words = make_run(tmp_path)
-    assert run(program("sft", *words, "sft.steps=1"), tmp_path).returncode == 0
-    weights = tmp_path / "run" / "hf" / "model.safetensors"
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "model")).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = run(
-        program(
-            "train", *words, f"model.path={weights.parent}", "model.random_init=false", f"run.dir={tmp_path / 'rest'}"
-        ),
-        tmp_path,
-    )
-    assert done.returncode == 4
-    assert "model.safetensors" in done.stderr and "truncated" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "rest" / "metrics.jsonl").exists()
+    job = Job(["train", *words, "model.random_init=false"], tmp_path)
+    assert job.wait() == [4]
+    assert "model.safetensors" in job.output() and "truncated" in job.output()
+    assert "Traceback" not in job.output()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -122,37 +122,3 @@ def test_slurm_tasks_find_their_rank_without_a_launcher(tmp_path, single):
     output = [task.communicate(timeout=240)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], output
     assert_same_run(metrics(tmp_path / "run"), single)
-
-
-def test_a_warm_start_exports_a_model_that_reinforcement_learning_starts_from(tmp_path):
-    words = make_run(tmp_path)
-    done = run(program("sft", *words), tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = run(
-        program(
-            "train",
-            *words,
-            f"model.path={tmp_path / 'run' / 'hf'}",
-            "model.random_init=false",
-            f"run.dir={tmp_path / 'rest'}",
-            f"data.eval={tmp_path / 'rows.jsonl'}",
-        ),
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = metrics(tmp_path / "rest")
-    assert [row["progress"] for row in rows] == [0.5, 1.0]
-    assert rows[0]["mismatch/max"] < 1e-4
-    assert rows[0]["actor/ratio"] == pytest.approx(1.0, abs=1e-6)
-    for name in (
-        "report.html",
-        "report.png",
-        "config.yaml",
-        "eval.jsonl",
-        "rollouts/step-2.jsonl",
-        "hf/model.safetensors",
-        "hf/config.json",
-        "hf/tokenizer.json",
-    ):
-        assert (tmp_path / "rest" / name).stat().st_size > 0
-    assert "exact answers" in done.stdout

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from tests.faults.jobs import Job
 from tests.real_model import SHARED, make_qwen3
-from tests.system.runs import metrics, run, torchrun
+from tests.system.runs import metrics
 
 ROWS = SHARED / "rlla_train_sample.parquet"
 pytestmark = pytest.mark.skipif(not ROWS.exists(), reason=f"real rows are not on this machine: {ROWS}")
@@ -14,22 +15,18 @@ pytestmark = pytest.mark.skipif(not ROWS.exists(), reason=f"real rows are not on
 
 def test_two_steps_on_real_rows(tmp_path):
     model = make_qwen3(tmp_path / "model")
-    done = run(
-        torchrun(
-            4,
-            "train",
-            f"model.path={model}",
-            "model.random_init=true",
-            "run.device=cpu",
-            f"run.dir={tmp_path / 'run'}",
-            f"data.train={ROWS}",
-            "parallel={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2, sequence_parallel: true}",
-            "rollout={prompts_per_step: 2, group_size: 2, max_new_tokens: 8}",
-            "train={steps: 2, mini_batch_size: 2, max_tokens_per_micro_batch: 2304}",
-        ),
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = [
+        f"model.path={model}",
+        "model.random_init=true",
+        "run.device=cpu",
+        f"run.dir={tmp_path / 'run'}",
+        f"data.train={ROWS}",
+        "parallel={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2, sequence_parallel: true}",
+        "rollout={prompts_per_step: 2, group_size: 2, max_new_tokens: 8}",
+        "train={steps: 2, mini_batch_size: 2, max_tokens_per_micro_batch: 2304}",
+    ]
+    job = Job(["train", *words], tmp_path, ranks=4)
+    assert set(job.wait(240)) == {0}, job.output()
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:

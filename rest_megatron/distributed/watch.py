@@ -249,5 +249,5 @@ def _dump(file: TextIO, header: str) -> None:
 
 
 def _write_stderr(text: str) -> None:
-    """Without the lock of sys.stderr: another thread may hold it for ever."""
+    """Without the lock of sys.stderr: another thread may hold it forever."""
     os.write(2, text.encode())

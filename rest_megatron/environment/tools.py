@@ -33,7 +33,7 @@ THREADS = 32
 
 
 class Question(NamedTuple):
-    """What the function is asked, see the top of this file."""
+    """The arguments of one call of the function, see the top of this file."""
 
     response: str
     messages: Sequence[Message]
@@ -62,7 +62,7 @@ class Tools:
     def answers(self, questions: Sequence[Question], check: Callable[[], None] = no_stop) -> list[list[Message] | None]:
         """The function's answer to each question, in their order.
 
-        `check` is called now and then; after what it raises nothing more is asked. Raises DataError, that of the first
+        `check` is called now and then; once it raises, no further question is put. Raises DataError, that of the first
         question, when the function raises, returns anything but messages, or takes too long.
         """
         calls = [_Call(question) for question in questions]

@@ -26,9 +26,9 @@ TURN_SEED = 15_485_863
 class Dialogues:
     """`RolloutEngine` whose answers are dialogues of up to `rollout.max_turns` turns.
 
-    A dialogue goes on while a turn ends with the template's end-of-turn token, turns and tokens are left, and the tools
-    answer. `rollout.max_new_tokens` bounds all that follows the prompt, what the tools say included: one that reaches
-    it is cut there, with finish_reason "length". A Sample's token_ids are everything after the prompt.
+    Another turn follows one that ends with the template's end-of-turn token while turns and tokens are left and the
+    tools answer. `rollout.max_new_tokens` bounds all that follows the prompt, what the tools say included: a dialogue
+    that reaches it is cut there, with finish_reason "length". A Sample's token_ids are everything after the prompt.
 
     Args:
         engine: draws the turns.
@@ -97,7 +97,7 @@ class Dialogues:
             replies = self.parallel.on_main(lambda: self._replies(dialogues))
         for dialogue, reply in zip(dialogues, replies, strict=True):
             if reply is not None:
-                dialogue.hear(*reply)
+                dialogue.take_reply(*reply)
         return [d for d, reply in zip(dialogues, replies, strict=True) if reply is not None and d.left]
 
     def _replies(self, dialogues: list["_Dialogue"]) -> list[tuple[list[Message], list[int]] | None]:
@@ -177,8 +177,8 @@ class _Dialogue:
         self._append(sample.token_ids, sample.log_probs, sampled=True)
         self.turn_ids, self.finish_reason = sample.token_ids, sample.finish_reason
 
-    def hear(self, messages: list[Message], ids: list[int]) -> None:
-        """Append what was said since the last record, of the ids as many as there is room for."""
+    def take_reply(self, messages: list[Message], ids: list[int]) -> None:
+        """Append what was said since, its ids as far as there is room for them."""
         self.messages += messages
         ids = ids[: self.left]
         self._append(ids, [0.0] * len(ids), sampled=False)

@@ -9,7 +9,7 @@ import torch
 
 from rest_megatron.config.schema import RewardConfig
 from rest_megatron.data.answers import answer_bytes, think_open
-from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.parallel import MainOnly, Parallel
 from rest_megatron.method.advantages import overlong_penalty
 from rest_megatron.reward.judge import Judge
 from rest_megatron.reward.presets import Reward
@@ -78,7 +78,8 @@ def add_judge(
     if settings.judge_url is None:
         return scores
     with parallel.watch.phase("judge"):
-        grades = iter(parallel.on_main(lambda: _grades(judge, groups, prompts, token_table, parallel.watch.check)))
+        held, check = MainOnly(parallel, judge), parallel.watch.check
+        grades = iter(held.call(lambda judge: _grades(judge, groups, prompts, token_table, check)))
     return [[_judged(score, next(grades), settings.judge_weight) for score in group] for group in scores]
 
 
@@ -94,7 +95,6 @@ def _grades(
         for prompt, group in zip(prompts, groups, strict=True)
         for sample in group
     ]
-    assert judge is not None  # rank 0 has built it: reward.judge_url is set
     grades = judge.grades(questions, check)
     if None in grades:
         missing = grades.count(None)

@@ -1,4 +1,4 @@
-"""What the gloo workers run for the tests of safe points: ranks that are asked to stop in the middle of everything."""
+"""What the gloo workers run for the tests of safe points: ranks that are to stop in the middle of everything."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ from rest_megatron.rollout.sampler import Sampler
 from rest_megatron.step.score import score_groups
 from rest_megatron.types import Prompt, Sample
 from tests.distributed.cases import Layout, make_config, share, start
-from tests.distributed.vllm_cases import PROMPTS, Scenario, asked, opened, rollout_config
+from tests.distributed.vllm_cases import PROMPTS, Scenario, answers_of, opened, rollout_config
 from tests.tiny import Answers
 
 
@@ -62,7 +62,7 @@ def stopped_by(work: Callable[[], object]) -> str:
 
 
 def polled(launch: Launch, plan: dict[int, tuple[int, str]]) -> tuple[int, str]:
-    """The number of the poll that raised on this rank, and its reason; plan: (at, reason) of ranks that are asked."""
+    """The number of the poll that raised on this rank, and its reason; plan: (at, reason) of ranks that are to stop."""
     watch = Script(*plan.get(launch.rank, ()))
     parallel = begin(launch, watch)
     return next((i, why) for i in range(1, 10) if (why := stopped_by(parallel.poll)))
@@ -83,7 +83,7 @@ def heard(launch: Launch) -> tuple[str | None, float]:
 
 
 def stopped_alone(launch: Launch) -> tuple[str, float]:
-    """The last rank is asked while rank 0 works alone, 20 s long: why and when that ended."""
+    """The last rank is to stop while rank 0 works alone, 20 s long: why and when that ended."""
     with Watch(hang_timeout=1.0) as watch:
         parallel = begin(launch, watch)
 
@@ -123,7 +123,7 @@ def one_slow_rank(launch: Launch) -> int:
 def broken_off(
     launch: Launch, model: Path, layout: Layout, prompts: list[list[int]], rollout: RolloutConfig, at: int
 ) -> dict:
-    """Draw with the last rank asked at its `at`-th look, then again without; tokens drawn before, and the answers."""
+    """Draw with a reason to stop at the last rank's `at`-th look, then without; tokens drawn before, and answers."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     last = launch.rank == launch.world_size - 1
@@ -208,7 +208,7 @@ def updated_around_a_stop(
 
 
 def uninterrupted(launch: Launch, model: Path, layout: Layout, answers: Answers, dtype: str, steps: int) -> dict:
-    """`steps` updates, the last while all ranks are asked to stop: its metrics, the state, looks of one update."""
+    """`steps` updates, the last while all ranks are to stop: its metrics, the state, looks of one update."""
     actor, parallel = start(launch, make_config(model, layout, dtype))
     ours, _ = share(answers, parallel)
     watch = Script()
@@ -269,7 +269,7 @@ def vllm_stopped(launch: Launch, model: Path, layout: Layout, directory: Path, s
                     time.sleep(0.01)
                 reason = stopped_by(lambda: engine.publish(1))
             else:
-                reason = stopped_by(lambda: asked(engine))
+                reason = stopped_by(lambda: answers_of(engine))
             seconds = time.monotonic() - started
             new = server.fake.calls[calls:] if server else []
         return {"reason": reason, "seconds": seconds, "calls": new, "prompts": len(PROMPTS)}

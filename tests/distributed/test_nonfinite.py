@@ -23,9 +23,9 @@ def words(directory, *more: str) -> list[str]:
 
 @pytest.mark.parametrize(("place", "value"), [*((place, math.nan) for place in PLACES), ("gradient", math.inf)])
 def test_the_update_is_skipped_dumped_and_counted_and_the_run_goes_on(pool, tmp_path, place, value):
-    told = pool.run(ran, 2, words(tmp_path), place, value, (2,), 1)
+    reported = pool.run(ran, 2, words(tmp_path), place, value, (2,), 1)
     rows = read_metrics(tmp_path / "run")
-    assert told == ["", ""]
+    assert reported == ["", ""]
     assert [row["actor/skipped_updates"] for row in rows] == [0, 1, 0, 0]
     # The weights that sampled the step after are those before: nothing was changed.
     assert [row["rollout/weight_version"] for row in rows] == [0, 1, 1, 2]
@@ -40,17 +40,17 @@ def test_the_update_is_skipped_dumped_and_counted_and_the_run_goes_on(pool, tmp_
 def test_one_too_many_in_a_row_ends_the_run_on_every_rank(pool, tmp_path, layout):
     world, layout_words = LAYOUTS[layout]
     overrides = words(tmp_path, "train.max_nonfinite=1", *layout_words)
-    told = pool.run(ran, world, overrides, "advantage", math.nan, (2, 3), world - 1)
-    assert all("step 3" in text and "train.max_nonfinite=1" in text for text in told)
+    reported = pool.run(ran, world, overrides, "advantage", math.nan, (2, 3), world - 1)
+    assert all("step 3" in text and "train.max_nonfinite=1" in text for text in reported)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
 
 
 def test_skips_that_do_not_follow_each_other_end_nothing(pool, tmp_path):
-    told = pool.run(ran, 1, words(tmp_path, "train.max_nonfinite=1"), "advantage", math.nan, (1, 3), 0)
-    assert told == [""]
+    reported = pool.run(ran, 1, words(tmp_path, "train.max_nonfinite=1"), "advantage", math.nan, (1, 3), 0)
+    assert reported == [""]
     assert [row["actor/skipped_updates"] for row in read_metrics(tmp_path / "run")] == [1, 0, 1, 0]
 
 
 def test_a_policy_whose_own_numbers_are_not_finite_ends_the_run_on_every_rank(pool, tmp_path):
-    told = pool.run(ran_with_broken_statistics, 2, words(tmp_path), 1)
-    assert len(set(told)) == 1 and "step 2: the policy's log-prob" in told[0] and "1 tokens" in told[0]
+    reported = pool.run(ran_with_broken_statistics, 2, words(tmp_path), 1)
+    assert len(set(reported)) == 1 and "step 2: the policy's log-prob" in reported[0] and "1 tokens" in reported[0]

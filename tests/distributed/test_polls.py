@@ -1,4 +1,4 @@
-"""A rank that is asked to stop stops all of them, soon, at the same place, and nothing of what was begun is left."""
+"""A rank with a reason to stop stops all of them, soon, at the same place, and nothing of what was begun is left."""
 
 from datetime import timedelta
 
@@ -75,7 +75,7 @@ BATCHES = [Layout(), Layout(dp=2), Layout(tp=2, sp=True), Layout(pp=2), Layout(t
 
 @pytest.fixture(scope="module")
 def drawn(pool, tiny_model):
-    """What one process draws that is never asked to stop."""
+    """What one process draws that has no reason to stop."""
     return pool.run(broken_off, 1, tiny_model(), Layout(), PROMPTS, ROLLOUT, 10**9)[0]["groups"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
-from tests.distributed.training_cases import asked, read_metrics
+from tests.distributed.training_cases import calls_of, read_metrics
 from tests.distributed.training_runs import CUT, SETTINGS, run, same
 from tests.paths import EXAMPLES
 from tests.system.runs import make_run
@@ -142,9 +142,9 @@ def test_the_answers_grammar_and_the_chat_template_go_all_the_way(pool, tmp_path
 def test_the_engine_sleeps_whenever_it_has_answered_before_the_actor_goes_on(pool, tmp_path):
     words = [*make_run(tmp_path), *SETTINGS]
     answered, trained = ["publish", "generate", "sleep"], ["log_probs", "update"]
-    (calls,) = pool.run(asked, 1, "train", [*words, f"data.eval={tmp_path}/rows.jsonl"])
+    (calls,) = pool.run(calls_of, 1, "train", [*words, f"data.eval={tmp_path}/rows.jsonl"])
     assert calls == [*answered, *(answered + trained) * 2, *answered]
-    (calls,) = pool.run(asked, 1, "profile", words)
+    (calls,) = pool.run(calls_of, 1, "profile", words)
     assert calls == [*answered, "log_probs"]
 
 

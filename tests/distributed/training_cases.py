@@ -31,7 +31,7 @@ ANSWERS = (
 
 
 class ScriptedEngine:
-    """A rollout engine that says what it was told, the n-th answer of all it ever gave from a fixed cycle."""
+    """A rollout engine that answers from a script, the n-th answer of all it ever gave from a fixed cycle."""
 
     def __init__(self, policy, parallel, config, stop_token_ids):
         tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -86,8 +86,8 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
         {"train": train.main, "profile": profile.main, "rollout": rollout.main}[command](config, launch)
 
 
-def asked(launch: Launch, command: str, overrides: Sequence[str]) -> list[str]:
-    """What engine and actor were asked while a command ran, in order."""
+def calls_of(launch: Launch, command: str, overrides: Sequence[str]) -> list[str]:
+    """The calls of engine and actor while a command ran, in order."""
     calls: list[str] = []
 
     def noting(owner: type, name: str):

@@ -74,7 +74,7 @@ def opened(
             server.fake.stop()
 
 
-def asked(engine: VLLMEngine, seed: int = 5) -> list:
+def answers_of(engine: VLLMEngine, seed: int = 5) -> list:
     requests = number_requests(PROMPTS, MAX_NEW_TOKENS)
     return [s for group in engine.generate(requests, group_size=GROUP_SIZE, seed=seed) for s in group]
 
@@ -94,7 +94,7 @@ def _one(actor: Actor, parallel: Parallel, config: Config, scenario: Scenario) -
     with opened(actor, parallel, config, scenario) as (engine, server):
         try:
             engine.publish(3)
-            result["samples"] = asked(engine)
+            result["samples"] = answers_of(engine)
         except RestError as error:
             result["error"] = str(error)
         result["seconds"] = time.monotonic() - started
@@ -117,13 +117,13 @@ def followed(launch: Launch, model: Path, layout: Layout, answers: Answers, dire
         for version in (0, 2):
             try:
                 engine.publish(version)
-                samples = asked(engine)
+                samples = answers_of(engine)
             except RestError as raised:
                 error = str(raised)
                 break
             pushed = dict(server.fake.pushed) if server else {}
             weights = named(actor, parallel, lambda p: p.data)
-            rounds.append({"samples": samples, "again": asked(engine), "weights": weights, "pushed": pushed})
+            rounds.append({"samples": samples, "again": answers_of(engine), "weights": weights, "pushed": pushed})
             for _ in range(2):
                 actor.update(*ours)
         calls = server.fake.calls if server else []
@@ -147,7 +147,7 @@ def slept(launch: Launch, model: Path, layout: Layout, directory: Path, can_slee
             if server is not None:
                 calls.append(list(server.fake.calls))
                 server.fake.calls.clear()
-        return {"calls": calls, "samples": asked(engine)}
+        return {"calls": calls, "samples": answers_of(engine)}
 
 
 def _dropping(write, name: str):

@@ -114,7 +114,8 @@ CPU_VARIABLES = {
 def server_environment(config: Config, environ: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
     """The whole environment of a server that a process with `environ` starts.
 
-    Without what tells this process its rank and its interpreter; CPU_VARIABLES only where the user has not set them.
+    Without the variables that say which rank this process is and which interpreter runs it; CPU_VARIABLES only where
+    the user has not set them.
     """
     kept = {k: v for k, v in environ.items() if k not in FOREIGN_NAMES and not k.startswith(FOREIGN_PREFIXES)}
     variables = server_variables(config, on_cpu)

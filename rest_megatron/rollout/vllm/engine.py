@@ -86,7 +86,7 @@ class VLLMEngine:
             self._asleep = True
 
     def close(self) -> None:
-        """Nothing is held between calls; the server belongs to who opened it."""
+        """Nothing is held between calls; the server belongs to whoever opened it."""
 
     def _answers(self, questions: Sequence[Question], version: int) -> list[list[Sample]]:
         """The answers to each question, those that fail asked for once more."""

@@ -28,7 +28,7 @@ HEADERS = 1 << 20  # bytes beside the tensors' own
 
 
 def is_local(address: Address) -> bool:
-    """Whether the server runs on this machine, as far as its address tells."""
+    """Whether the server runs on this machine, as far as its address shows."""
     names = {"localhost", "127.0.0.1", "::1", socket.gethostname(), socket.getfqdn()}
     return address.uds is not None or httpx.URL(address.url).host in names
 

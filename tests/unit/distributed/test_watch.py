@@ -1,4 +1,4 @@
-"""What a run hears while it works, or hangs: signals, its time limit, its watchdog. Each in a process of its own."""
+"""What stops a run while it works, or hangs: signals, its time limit, its watchdog. Each in a process of its own."""
 
 import os
 import re

@@ -130,7 +130,7 @@ def _load_checked(model: LoadsWeights, path: str, sha256: str) -> None:
         try:
             _load(model, path)
         except Exception as error:
-            # Raised below: when the bytes are wrong, that is the reason to tell.
+            # Raised below: when the bytes are wrong, that is the reason to report.
             failure = error
     try:
         found = digest.result()

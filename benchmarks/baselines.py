@@ -1,5 +1,7 @@
 """Contestants in plain torch, written here: what one writes first, and the common eager vocabulary-parallel way."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -13,19 +15,19 @@ def add_baselines(registry: Registry) -> None:
     """Put them into `registry`."""
 
     @registry.contestant("torch log_softmax", "logits", "PPO + entropy, weights; no TP")
-    def naive(batch):
+    def naive(batch: Batch) -> Tensor:
         return _naive_loss(batch, batch.logits)
 
     @registry.contestant("torch log_softmax", "hidden", "PPO + entropy, weights; no TP")
-    def naive_linear(batch):
+    def naive_linear(batch: Batch) -> Tensor:
         return _naive_loss(batch, F.linear(batch.hidden, batch.weight))
 
     @registry.contestant("torch log_softmax", "statistics", "log p + entropy; no TP")
-    def naive_statistics(batch):
+    def naive_statistics(batch: Batch) -> tuple[Tensor, Tensor]:
         return _naive_statistics(batch, batch.logits)
 
     @registry.contestant("eager vocab-parallel", "logits", "PPO + entropy, weights, TP")
-    def eager(batch):
+    def eager(batch: Batch) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature)
         log_probs, entropy = _EagerVocabParallel.apply(logits, batch.labels, batch.group)
         return policy_loss(batch, log_probs, entropy)
@@ -45,7 +47,7 @@ class _EagerVocabParallel(torch.autograd.Function):
     """Log-prob and entropy of float32 logits: a whole softmax is made and kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
         start = dist.get_rank(group) * logits.shape[-1]
         row_max = logits.amax(-1, keepdim=True)
         dist.all_reduce(row_max, op=dist.ReduceOp.MAX, group=group)
@@ -66,7 +68,7 @@ class _EagerVocabParallel(torch.autograd.Function):
         return target - log_total.squeeze(-1), (log_total - mean).squeeze(-1)
 
     @staticmethod
-    def backward(ctx, log_prob_grad: Tensor, entropy_grad: Tensor):
+    def backward(ctx: Any, log_prob_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
         probs, shifted, mean, local, owned = ctx.saved_tensors
         grad = probs * (shifted - mean) * -entropy_grad.unsqueeze(-1)
         grad -= probs * log_prob_grad.unsqueeze(-1)

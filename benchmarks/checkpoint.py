@@ -7,10 +7,7 @@ median of all rounds on the clock counts, for a disk is what is timed.
 """
 
 import argparse
-import datetime
 import json
-import platform
-import shlex
 import shutil
 import statistics
 import sys
@@ -25,7 +22,8 @@ from transformers import Qwen3Config
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.floors import hardware_name
-from benchmarks.kernels import package_version, positive
+from benchmarks.kernels import positive
+from benchmarks.origin import origin
 from benchmarks.rollout import PACKAGES, free_port
 from rest_megatron.actor.actor import Actor
 from rest_megatron.checkpoint.store import CheckpointStore
@@ -122,21 +120,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write every number to FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    hardware = hardware_name("cpu")
-    print(hardware)
+    sys.stdout.write(f"{hardware_name('cpu')}\n")
     rows = []
     for hidden_size, vocab_size in zip(args.hidden, args.vocab, strict=True):
         rows.append(run_case(hidden_size, vocab_size, args.rounds, Path(tempfile.mkdtemp(dir=args.directory))))
-        print(format_row(rows[-1]))
+        sys.stdout.write(f"{format_row(rows[-1])}\n")
     if args.json:
-        report = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": hardware,
-            "versions": {"python": platform.python_version()}
-            | {name: package_version(name) for name in (*PACKAGES, "deepspeed")},
-            "rows": rows,
-        }
+        report = origin(hardware_name("cpu"), (*PACKAGES, "deepspeed"), sys.argv) | {"rows": rows}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 
 

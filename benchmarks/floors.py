@@ -1,10 +1,11 @@
 """What no program can beat: the rates of the device, measured, and the time that a case needs at those rates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from .measure import make_meter
+from .measure import Meter, make_meter
 from .workload import DTYPES, Case
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
@@ -29,13 +30,13 @@ def measure_rates(device: str, dtype: str, repeat: int) -> Rates:
     return Rates(device, hardware_name(device), copy, gemm)
 
 
-def _copy_rate(meter, device: str, repeat: int) -> float:
+def _copy_rate(meter: Meter, device: str, repeat: int) -> float:
     source = torch.randint(0, 2**31, (COPY_BYTES[device] // 8,), device=device)
     target = torch.zeros_like(source)
     return 2 * source.nbytes / _seconds(meter, lambda: target.copy_(source), repeat)
 
 
-def _gemm_rate(meter, device: str, dtype: str, repeat: int) -> float:
+def _gemm_rate(meter: Meter, device: str, dtype: str, repeat: int) -> float:
     size = GEMM_SIZE[device]
     left, right = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     return 2 * size**3 / _seconds(meter, lambda: left @ right, repeat)
@@ -54,7 +55,7 @@ def floor_seconds(case: Case, fraction: float, rates: Rates) -> float:
     return passes * element * case.tokens * case.vocab / rates.copy
 
 
-def _seconds(meter, run, repeat: int) -> float:
+def _seconds(meter: Meter, run: Callable[[], object], repeat: int) -> float:
     run()
     return meter.seconds(run, lambda: None, repeat)
 

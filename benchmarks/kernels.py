@@ -7,14 +7,10 @@ table per case. Needs no arguments and no package but this project's; benchmarks
 """
 
 import argparse
-import datetime
 import json
 import math
-import platform
-import shlex
 import sys
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contestants import all_contestants
 from benchmarks.floors import Rates, measure_rates
+from benchmarks.origin import origin
 from benchmarks.registry import Contestant
 from benchmarks.table import Row, format_table, is_wrong, make_rows
 from benchmarks.worker import Result, measure_by_key, run_apart
@@ -110,21 +107,9 @@ def positive(text: str) -> int:
     return value
 
 
-def package_version(name: str) -> str | None:
-    """The installed version; None where it is not there."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def to_json(rows: list[Row], rates: Rates, argv: list[str]) -> dict:
     """Everything that was measured, and what is needed to repeat it."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(argv),
-        "hardware": rates.hardware,
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
+    return origin(rates.hardware, PACKAGES, argv) | {
         "rates": {"copy_bytes_per_s": rates.copy, "gemm_flop_per_s": rates.gemm},
         "rows": [row_to_json(row) for row in rows],
     }
@@ -147,17 +132,17 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"--only: {error}")
     cases = make_cases(args)
-    print("measuring the device's rates", file=sys.stderr)
+    sys.stderr.write("measuring the device's rates\n")
     rates = run_apart(measure_rates, args.device, args.dtype, args.repeat)
     results = []
     for contestant in contestants:
-        print(f"running {contestant.key}", file=sys.stderr)
+        sys.stderr.write(f"running {contestant.key}\n")
         results += run_contestant(contestant, cases, args.repeat)
     order = {case: number for number, case in enumerate(cases)}
     rows = make_rows(sorted(results, key=lambda result: order[result.case]), rates)
-    print(format_table(rows, rates))
+    sys.stdout.write(f"{format_table(rows, rates)}\n")
     if args.json:
-        Path(args.json).write_text(json.dumps(to_json(rows, rates, ["python", *sys.argv]), indent=1))
+        Path(args.json).write_text(json.dumps(to_json(rows, rates, sys.argv), indent=1))
     if args.plot:
         from benchmarks.plot import save_plot
 

@@ -86,7 +86,10 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated() - before
 
 
-def make_meter(device: str) -> CpuMeter | CudaMeter:
+Meter = CpuMeter | CudaMeter
+
+
+def make_meter(device: str) -> Meter:
     """The meter for "cpu" or "cuda"."""
     return CudaMeter() if device == "cuda" else CpuMeter()
 

@@ -1,5 +1,7 @@
 """The contestants of this project, and the matrix products that bound the fused linear loss from below."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -36,16 +38,16 @@ def add_logits_level(registry: Registry) -> None:
     does = "PPO + entropy, weights, TP"
 
     @registry.contestant("ours", "statistics", "log p + entropy, TP; no gradient", modules=("rest_kernels",))
-    def statistics(batch, kernels):
+    def statistics(batch: Batch, kernels: ModuleType) -> tuple[Tensor, Tensor]:
         result = kernels.vocab_parallel_logprob_entropy(batch.logits, batch.labels, **_shared(batch))
         return result.log_probs, result.entropy
 
     @registry.contestant("ours", "logits", does, modules=("rest_kernels",))
-    def ours(batch, kernels):
+    def ours(batch: Batch, kernels: ModuleType) -> Tensor:
         return kernels.vocab_parallel_ppo_loss(batch.logits, *_vectors(batch), **_keywords(batch)).loss
 
     @registry.contestant("ours, in place", "logits", does, modules=("rest_kernels",))
-    def in_place(batch, kernels):
+    def in_place(batch: Batch, kernels: ModuleType) -> Tensor:
         keywords = _keywords(batch) | {"inplace_backward": True}
         return kernels.vocab_parallel_ppo_loss(batch.logits, *_vectors(batch), **keywords).loss
 
@@ -58,14 +60,14 @@ def add_hidden_level(registry: Registry) -> None:
     does = "PPO + entropy, weights, TP"
 
     @registry.contestant("ours", "hidden", does, modules=("rest_kernels",))
-    def linear(batch, kernels):
+    def linear(batch: Batch, kernels: ModuleType) -> Tensor:
         return kernels.linear_ppo_loss(batch.hidden, batch.weight, *_vectors(batch), **_keywords(batch)).loss
 
     sparse = f"{does}; {SPARSE_NOTE}"
     registry.contestant(f"ours, f={SPARSE}", "hidden", sparse, modules=("rest_kernels",), fraction=SPARSE)(linear)
 
     @registry.contestant("three GEMMs alone", "hidden", "no loss: X W^T, dX, dW with a given dlogits")
-    def three_gemms(batch):
+    def three_gemms(batch: Batch) -> None:
         with torch.no_grad():
             logits = batch.hidden @ batch.weight.T
             torch.mm(logits, batch.weight)

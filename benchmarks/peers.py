@@ -5,9 +5,12 @@ logits of a Megatron model arrive in float32 (`Float16Module` casts the last sta
 """
 
 from dataclasses import replace
+from types import ModuleType
+
+from torch import Tensor
 
 from .registry import Registry
-from .workload import SPARSE, SPARSE_NOTE, policy_loss
+from .workload import SPARSE, SPARSE_NOTE, Batch, policy_loss
 
 NEMO_CHUNK = 256
 TRL_CHUNK = 32768
@@ -31,14 +34,14 @@ def add_megatron(registry: Registry) -> None:
     fields = {"distribution": "megatron-core", "entropy": False, "megatron": True}
 
     @registry.contestant("megatron", "logits", does, modules=("megatron.core.tensor_parallel",), **fields)
-    def plain(batch, tensor_parallel):
+    def plain(batch: Batch, tensor_parallel: ModuleType) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature)
         return policy_loss(batch, -tensor_parallel.vocab_parallel_cross_entropy(logits, batch.labels))
 
     fused_modules = ("megatron.core.fusions.fused_cross_entropy",)
 
     @registry.contestant("megatron, fused", "logits", does, modules=fused_modules, **fields)
-    def fused(batch, fusion):
+    def fused(batch: Batch, fusion: ModuleType) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature)
         return policy_loss(batch, -fusion.fused_vocab_parallel_cross_entropy(logits, batch.labels, batch.group))
 
@@ -49,7 +52,7 @@ def add_verl(registry: Registry) -> None:
     modules = ("verl.utils.megatron.tensor_parallel",)
 
     @registry.contestant("verl", "logits", f"{does}, TP", modules=modules, distribution="verl", megatron=True)
-    def actor(batch, verl):
+    def actor(batch: Batch, verl: ModuleType) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature)
         # Both of its functions change the logits, hence the copy.
         copy = logits.clone()
@@ -59,7 +62,7 @@ def add_verl(registry: Registry) -> None:
     modules = ("verl.utils.experimental.torch_functional",)
 
     @registry.contestant("verl, FusedLinearForPPO", "hidden", does, modules=modules, distribution="verl")
-    def linear(batch, verl):
+    def linear(batch: Batch, verl: ModuleType) -> Tensor:
         fused = verl.FusedLinearForPPO()
         return policy_loss(batch, *fused(batch.hidden, batch.weight, batch.labels, batch.temperature))
 
@@ -68,7 +71,7 @@ def add_verl(registry: Registry) -> None:
     @registry.contestant(
         "verl, linear_cross_entropy", "hidden", f"{does}, TP", modules=modules, distribution="verl", needs_cuda=True
     )
-    def triton(batch, verl):
+    def triton(batch: Batch, verl: ModuleType) -> Tensor:
         arguments = (batch.hidden, batch.weight, batch.labels, batch.temperature, "none", batch.group)
         return policy_loss(batch, *verl.linear_cross_entropy(*arguments))
 
@@ -78,7 +81,7 @@ def add_slime(registry: Registry) -> None:
     modules = ("slime.utils.ppo_utils",)
 
     @registry.contestant("slime", "logits", "log p + entropy, TP; PPO outside", modules=modules, distribution="slime")
-    def slime(batch, ppo_utils):
+    def slime(batch: Batch, ppo_utils: ModuleType) -> Tensor:
         log_probs, entropy = ppo_utils.calculate_log_probs_and_entropy(
             batch.logits.float() / batch.temperature,
             batch.labels,
@@ -96,7 +99,7 @@ def add_nemo(registry: Registry) -> None:
     @registry.contestant(
         "NeMo-RL", "logits", "log p + entropy, TP; PPO outside", modules=modules, distribution="nemo-rl"
     )
-    def nemo(batch, model_utils):
+    def nemo(batch: Batch, model_utils: ModuleType) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature).unsqueeze(0)
         log_probs = model_utils.ChunkedDistributedLogprob.apply(
             logits, batch.labels.unsqueeze(0), 0, logits.shape[-1], NEMO_CHUNK, batch.group, False
@@ -111,18 +114,18 @@ def add_trl(registry: Registry) -> None:
     modules = ("trl.kernels",)
 
     @registry.contestant("TRL", "logits", does, modules=modules, distribution="trl", needs_cuda=True)
-    def on_logits(batch, kernels):
+    def on_logits(batch: Batch, kernels: ModuleType) -> Tensor:
         statistics = kernels.selective_log_softmax_and_entropy(batch.logits, batch.labels, batch.temperature)
         return policy_loss(batch, *statistics)
 
     @registry.contestant(
         "TRL", "statistics", "log p + entropy; no TP", modules=modules, distribution="trl", needs_cuda=True
     )
-    def statistics(batch, kernels):
+    def statistics(batch: Batch, kernels: ModuleType) -> tuple[Tensor, Tensor]:
         return kernels.selective_log_softmax_and_entropy(batch.logits, batch.labels, batch.temperature)
 
     @registry.contestant("TRL, chunked", "hidden", does, modules=modules, distribution="trl")
-    def chunked(batch, kernels):
+    def chunked(batch: Batch, kernels: ModuleType) -> Tensor:
         arguments = (batch.weight, None, batch.labels, batch.temperature, TRL_CHUNK, None, 1.0, ("entropy",))
         log_probs, entropy, *_ = kernels.ChunkedLogProbFunction.apply(batch.hidden, *arguments)
         return policy_loss(batch, log_probs, entropy)
@@ -130,7 +133,7 @@ def add_trl(registry: Registry) -> None:
     fields = {"modules": modules, "distribution": "trl", "fraction": SPARSE}
 
     @registry.contestant(f"TRL, chunked, f={SPARSE}", "hidden", f"{does}; {SPARSE_NOTE}", **fields)
-    def compact(batch, kernels):
+    def compact(batch: Batch, kernels: ModuleType) -> Tensor:
         # Its trainer drops masked rows on the GPU in this way.
         mask = batch.loss_weights != 0
         names = ("hidden", "labels", "old_log_probs", "advantages", "loss_weights")
@@ -149,7 +152,7 @@ def add_liger_logits(registry: Registry) -> None:
     modules = ("liger_kernel.transformers.grpo_loss",)
 
     @registry.contestant("Liger, GRPO", "logits", "PPO, weights; no entropy, no TP", modules=modules, **fields)
-    def grpo(batch, liger):
+    def grpo(batch: Batch, liger: ModuleType) -> Tensor:
         # The last row of every sequence is never read, as in this workload; weights go in as a sampling correction.
         old, labels, weights = (
             batch.per_sequence(vector)[:, :-1].contiguous()
@@ -174,7 +177,7 @@ def add_liger_logits(registry: Registry) -> None:
     @registry.contestant(
         "Liger, vocab-parallel CE", "logits", "log p, TP; PPO outside, no entropy", modules=modules, **fields
     )
-    def cross_entropy(batch, liger):
+    def cross_entropy(batch: Batch, liger: ModuleType) -> Tensor:
         logits = batch.logits.float().div_(batch.temperature).unsqueeze(1)
         losses = liger.LigerVocabParallelCrossEntropy()(logits, batch.labels.unsqueeze(1), batch.group)
         return policy_loss(batch, -losses.squeeze(1))
@@ -192,7 +195,7 @@ def add_liger_hidden(registry: Registry) -> None:
         distribution="liger-kernel",
         entropy=False,
     )
-    def linear_grpo(batch, liger):
+    def linear_grpo(batch: Batch, liger: ModuleType) -> Tensor:
         # Its "dr_grpo" sum is over sequences * max_completion_length, and is multiplied back here.
         loss = liger.LigerFusedLinearGRPOLoss(
             beta=0.0,
@@ -223,7 +226,7 @@ def add_liger_hidden(registry: Registry) -> None:
         modules=modules,
         distribution="liger-kernel",
     )
-    def scaled(batch, liger):
+    def scaled(batch: Batch, liger: ModuleType) -> Tensor:
         function = liger.LigerFusedLinearScaledCrossEntropyFunction
         arguments = (batch.hidden, batch.weight, batch.labels, batch.temperature, -100, 1, True)
         losses, entropy = function.apply(*arguments)
@@ -243,7 +246,7 @@ def add_flash_attention(registry: Registry) -> None:
         entropy=False,
         needs_cuda=True,
     )
-    def cross_entropy(batch, flash):
+    def cross_entropy(batch: Batch, flash: ModuleType) -> Tensor:
         losses, _ = flash.cross_entropy_loss(
             batch.logits,
             batch.labels,
@@ -266,7 +269,7 @@ def add_cut_cross_entropy(registry: Registry) -> None:
         distribution="cut-cross-entropy",
         entropy=False,
     )
-    def cut(batch, cce):
+    def cut(batch: Batch, cce: ModuleType) -> Tensor:
         kernel = "cce" if batch.hidden.is_cuda else "torch_compile"
         hidden = batch.hidden / batch.temperature
         losses = cce.linear_cross_entropy(hidden, batch.weight, batch.labels, reduction="none", impl=kernel)

@@ -1,6 +1,7 @@
 """The table as a picture."""
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .table import Row, is_wrong
@@ -22,7 +23,7 @@ def save_plot(rows: list[Row], path: str, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_case(times, memory, rows: list[Row], title: str) -> None:
+def draw_case(times: Axes, memory: Axes, rows: list[Row], title: str) -> None:
     """Fill the two panels of a case. Both axes are logarithmic; wrong gradients are hatched."""
     names = [row.result.contestant for row in rows]
     colors = ["tab:orange" if name.startswith("ours") else "tab:blue" for name in names]

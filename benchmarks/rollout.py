@@ -7,11 +7,8 @@ thread of the CPU, in turns; the CPU time of the fastest round of each counts. A
 """
 
 import argparse
-import datetime
 import gc
 import json
-import platform
-import shlex
 import socket
 import sys
 import tempfile
@@ -25,7 +22,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.floors import hardware_name
-from benchmarks.kernels import package_version, positive
+from benchmarks.kernels import positive
+from benchmarks.origin import origin
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RolloutConfig, RunConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.startup import initialize, shutdown
@@ -170,20 +168,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write every number to FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    hardware = hardware_name("cpu")
-    print(hardware)
+    sys.stdout.write(f"{hardware_name('cpu')}\n")
     rows = []
     for vocab_size in args.vocab:
         rows.append(run_case(vocab_size, args))
-        print(format_row(rows[-1]))
+        sys.stdout.write(f"{format_row(rows[-1])}\n")
     if args.json:
-        report = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": hardware,
-            "versions": {"python": platform.python_version()} | {name: package_version(name) for name in PACKAGES},
-            "rows": rows,
-        }
+        report = origin(hardware_name("cpu"), PACKAGES, sys.argv) | {"rows": rows}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def run_apart(function: Callable[..., Any], *args: Any) -> Any:
     return value
 
 
-def _answer(pipe, function: Callable[..., Any], args: tuple) -> None:
+def _answer(pipe: Connection, function: Callable[..., Any], args: tuple) -> None:
     # The table has standard output to itself, and the warnings of a dozen packages help nobody to read it.
     warnings.simplefilter("ignore")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -126,7 +127,7 @@ def _measure_case(contestant: Contestant, modules: list, result: Result, batch: 
     return replace(result, error=error, extra_bytes=extra, seconds=seconds)
 
 
-def gradient_error(contestant: Contestant, modules: list, case: Case, group) -> float | None:
+def gradient_error(contestant: Contestant, modules: list, case: Case, group: dist.ProcessGroup | None) -> float | None:
     """Its gradients on a small batch like `case`, against float64 (level "statistics": its results).
 
     None where it returns nothing. The batch has the same hidden states, or logits, for every contestant.

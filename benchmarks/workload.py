@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_kernels import reference
+
+from .registry import Contestant
 
 TEMPERATURE = 0.7
 CLIP_RATIO = 0.2
@@ -123,17 +126,17 @@ class _ModelOutput(torch.autograd.Function):
     """Hands logits over as a model does: not a leaf of the graph, so that they may be changed in place."""
 
     @staticmethod
-    def forward(ctx, trigger: Tensor, logits: Tensor, sink: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, trigger: Tensor, logits: Tensor, sink: list[Tensor]) -> Tensor:
         ctx.sink = sink
         return logits.detach()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         ctx.sink.append(grad)
         return None, None, None
 
 
-def work(contestant, modules: list[Any], batch: Batch) -> list[Tensor]:
+def work(contestant: Contestant, modules: list[ModuleType], batch: Batch) -> list[Tensor]:
     """One forward and backward pass: the gradients, or at level "statistics" the results. May change the logits."""
     if contestant.level == "statistics":
         with torch.no_grad():

@@ -122,7 +122,7 @@ def _start(
         launch, config.parallel, choose_device(config.run.device, launch), config.run.seed, watch=watch
     )
     progress = stack.enter_context(open_progress(launch.rank, config))
-    parallel.on_main(lambda: stack.enter_context(locked(run_dir)))
+    parallel.only_main(lambda: stack.enter_context(locked(run_dir)))
     resumed = None if identity is None else find_checkpoint(config, identity, parallel, progress.write)
     metrics = _open_metrics(config, parallel, resumed, stack)
     require_shared(run_dir)
@@ -154,14 +154,13 @@ def _open_metrics(config: Config, parallel: Parallel, resumed: Resumed | None, s
         after = resumed.loop["step"]
         closed = resumed.loop["closed"] or finished_steps(config, resumed.loop["command"]) == after
         evaluated = after if closed else after - 1
-    opened: list[Metrics] = [NoMetrics()]
 
-    def open_here() -> None:
-        opened.append(stack.enter_context(open_metrics(parallel.rank, run_dir, config, after, evaluated)))
+    def open_here() -> Metrics:
+        logger = stack.enter_context(open_metrics(parallel.rank, run_dir, config, after, evaluated))
         (run_dir / "config.yaml").write_text(dump(config))
+        return logger
 
-    parallel.on_main(open_here)
-    return opened[-1]
+    return parallel.only_main(open_here) or NoMetrics()
 
 
 def require_shared(run_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Score:
     correctness: float
     parts: dict[str, float]
     reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As files of answers and scores hold it."""
+        return {
+            "score": self.total,
+            "format": self.format,
+            "correctness": self.correctness,
+            "parts": self.parts,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,7 @@ class PolicyStreams(NamedTuple):
     loss_weights: Tensor
     ref_log_probs: Tensor | None = None
 
-    def select(self, index) -> "PolicyStreams":
-        """The entries at `index`, a slice or an index tensor."""
-        return PolicyStreams(*(None if vector is None else vector[index] for vector in self))
+    def select(self, index: slice | Tensor) -> "PolicyStreams":
+        """The entries at `index`."""
+        reference = None if self.ref_log_probs is None else self.ref_log_probs[index]
+        return PolicyStreams(self.old_log_probs[index], self.advantages[index], self.loss_weights[index], reference)

@@ -56,8 +56,10 @@ def ppo_vectors(
     )
     if settings.kl_coef != 0 and ref_log_probs is None:
         raise ValueError(f"kl_coef is {settings.kl_coef} but ref_log_probs is None; pass them, or set kl_coef to 0.")
-    vectors = (loss_weights, old_log_probs, advantages, ref_log_probs if settings.kl_coef != 0 else None)
-    weights, *inputs = (
-        None if vector is None else vector.detach().reshape(-1).to(dtype).contiguous() for vector in vectors
-    )
-    return weights, PPOInputs(*inputs)
+    reference = None if ref_log_probs is None or settings.kl_coef == 0 else _constant(ref_log_probs, dtype)
+    inputs = PPOInputs(_constant(old_log_probs, dtype), _constant(advantages, dtype), reference)
+    return _constant(loss_weights, dtype), inputs
+
+
+def _constant(vector: Tensor, dtype: torch.dtype) -> Tensor:
+    return vector.detach().reshape(-1).to(dtype).contiguous()

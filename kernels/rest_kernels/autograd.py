@@ -4,6 +4,7 @@ What a function returns is a copy of what it keeps for the backward pass, so tha
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,19 +58,25 @@ class TokenStatsFunction(torch.autograd.Function):
     """(log_probs, entropy, collision), each [T], of the logits."""
 
     @staticmethod
-    def forward(ctx, logits, tokens: Tokens, passes: Passes, entropy_requires_grad: bool, collision: bool):
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tokens, passes: Passes, entropy_requires_grad: bool, collision: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """collision: whether to return it; None instead where not."""
         merged = passes.token_stats(logits, tokens, collision)
         _remember(ctx, logits, tokens, passes, merged)
         log_probs, entropy = merged.log_probs.clone(), merged.entropy.clone()
-        collision = merged.collision.clone() if collision else None
-        constants = [x for x in (None if entropy_requires_grad else entropy, collision) if x is not None]
+        squares = merged.collision.clone() if collision and merged.collision is not None else None
+        constants = [x for x in (None if entropy_requires_grad else entropy, squares) if x is not None]
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        return log_probs, entropy, collision
+        return log_probs, entropy, squares
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, log_prob_grad, entropy_grad, _):
+    def backward(
+        ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None, _: None
+    ) -> tuple[Tensor, None, None, None, None]:
+        """The gradient of the logits."""
         logits, merged = _recall(ctx)
         log_prob_grad = torch.zeros_like(merged.log_probs) if log_prob_grad is None else log_prob_grad.contiguous()
         entropy_grad = None if entropy_grad is None else entropy_grad.contiguous()
@@ -81,7 +88,10 @@ class PPOLossFunction(torch.autograd.Function):
     """(loss, log_probs [T], entropy [T], metric sums) of the logits; the loss alone is differentiable."""
 
     @staticmethod
-    def forward(ctx, logits, tokens: Tokens, passes: Passes, inputs: PPOInputs, settings: PPOSettings):
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tokens, passes: Passes, inputs: PPOInputs, settings: PPOSettings
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss, and what of its derivative the backward pass needs."""
         rows = passes.ppo_rows(logits, tokens, inputs, settings)
         _remember(ctx, logits, tokens, passes, rows.merged)
         ctx.log_prob_grad, ctx.entropy_grad = rows.log_prob_grad, rows.entropy_grad
@@ -92,7 +102,8 @@ class PPOLossFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, *_):
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None, None]:
+        """The gradient of the logits."""
         if upstream is None:
             return None, None, None, None, None
         logits, merged = _recall(ctx)
@@ -100,12 +111,12 @@ class PPOLossFunction(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def _remember(ctx, logits: Tensor, tokens: Tokens, passes: Passes, merged: MergedStats) -> None:
+def _remember(ctx: Any, logits: Tensor, tokens: Tokens, passes: Passes, merged: MergedStats) -> None:
     ctx.tokens, ctx.passes, ctx.overwritten = tokens, passes, False
     ctx.save_for_backward(logits, *merged[:5])
 
 
-def _recall(ctx) -> tuple[Tensor, MergedStats]:
+def _recall(ctx: Any) -> tuple[Tensor, MergedStats]:
     """Logits and merged statistics of the forward pass. Raises RuntimeError once their gradient lies over them."""
     if ctx.overwritten:
         raise RuntimeError(
@@ -113,5 +124,5 @@ def _recall(ctx) -> tuple[Tensor, MergedStats]:
             "first; they are gone. Pass inplace_backward=False to go through the graph more than once."
         )
     ctx.overwritten = ctx.passes.inplace_backward
-    logits, *merged = ctx.saved_tensors
-    return logits, MergedStats(*merged, collision=None)
+    logits, row_max, exp_sum, rest, log_probs, entropy = ctx.saved_tensors
+    return logits, MergedStats(row_max, exp_sum, rest, log_probs, entropy, collision=None)

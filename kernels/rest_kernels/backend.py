@@ -1,13 +1,15 @@
 """Which code makes the passes: Triton kernels on a GPU, chunked torch elsewhere."""
 
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from .settings import PPOSettings
 from .tokens import MergedStats, PPOInputs, PPORows, Softmax, Tokens
+
+BackendName = Literal["auto", "triton", "torch"]
 
 
 class Backend(Protocol):
@@ -48,13 +50,13 @@ class Backend(Protocol):
         """
 
 
-def choose_backend(name: str, logits_dtype: torch.dtype, device: torch.device) -> Backend:
+def choose_backend(name: BackendName, logits_dtype: torch.dtype, device: torch.device) -> Backend:
     """The backend for `name`: "auto", "triton" or "torch".
 
     "auto" takes Triton for CUDA tensors, where it is installed and takes the dtype, else torch. Raises ValueError for
     any other name and for Triton without a GPU, ImportError where Triton is missing, TypeError for its dtypes.
     """
-    if name not in ("auto", "triton", "torch"):
+    if name not in get_args(BackendName):
         raise ValueError(f"backend is {name!r}; it must be 'auto', 'triton' or 'torch'.")
     if name == "auto":
         fits = device.type == "cuda" and logits_dtype != torch.float64 and find_spec("triton") is not None

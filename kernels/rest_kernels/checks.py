@@ -56,7 +56,7 @@ def check_linear(
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1 row.")
     if sequence_parallel and tp_group is None:
         raise ValueError("sequence_parallel=True needs the tp_group over which the sequence is cut; it is None.")
-    parts = tp_group.size() if sequence_parallel else 1
+    parts = tp_group.size() if sequence_parallel and tp_group is not None else 1
     whole = torch.Size((hidden.shape[0] * parts, *hidden.shape[1:-1]))
     check_tokens(labels, whole, "whole hidden states" if sequence_parallel else "hidden states", hidden.device)
     check_temperature(temperature)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .arguments import labelled_tokens, ppo_vectors, softmax_of
 from .autograd import Passes
-from .backend import choose_backend
+from .backend import BackendName, choose_backend
 from .checks import check_linear
 from .linear_autograd import Head, LinearPPOLossFunction, LinearTokenStatsFunction
-from .results import LogProbEntropy, PPOLoss, named_sums
+from .results import LogProbEntropy, PPOLoss, named_sums, per_token
 from .settings import PPOSettings
 from .tokens import Softmax, compute_dtype
 
@@ -33,7 +33,7 @@ def linear_logprob_entropy(
     entropy_requires_grad: bool = False,
     return_collision: bool = False,
     chunk_size: int = 4096,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> LogProbEntropy:
     """`vocab_parallel_logprob_entropy` of hidden @ weight^T.
 
@@ -53,8 +53,7 @@ def linear_logprob_entropy(
     tokens = labelled_tokens(labels, ignore_index, softmax)
     head = _head(hidden, softmax, backend, chunk_size, sequence_parallel)
     values = LinearTokenStatsFunction.apply(hidden, weight, tokens, head, entropy_requires_grad, return_collision)
-    log_probs, entropy, collision = (None if value is None else value.view(labels.shape) for value in values)
-    return LogProbEntropy(log_probs, entropy, collision)
+    return per_token(labels.shape, *values)
 
 
 def linear_ppo_loss(
@@ -78,7 +77,7 @@ def linear_ppo_loss(
     vocab_start: int | None = None,
     ignore_index: int = -100,
     chunk_size: int = 4096,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> PPOLoss:
     """`vocab_parallel_ppo_loss` of hidden @ weight^T, with both gradients made in the forward pass: three products.
 
@@ -102,6 +101,6 @@ def linear_ppo_loss(
     return PPOLoss(loss, log_probs.view(labels.shape), entropy.view(labels.shape), named_sums(sums))
 
 
-def _head(hidden: Tensor, softmax: Softmax, backend: str, chunk_size: int, sequence_parallel: bool) -> Head:
+def _head(hidden: Tensor, softmax: Softmax, backend: BackendName, chunk_size: int, sequence_parallel: bool) -> Head:
     passes = Passes(choose_backend(backend, hidden.dtype, hidden.device), softmax, inplace_backward=True)
     return Head(passes, chunk_size, sequence_parallel, torch.is_grad_enabled())

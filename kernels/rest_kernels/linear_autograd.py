@@ -1,6 +1,6 @@
 """The passes joined into differentiable functions of the hidden states and the LM head's weight."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from .autograd import Passes
 from .projection import ProjectionGradient, chunks, gather_sequence, sum_over_shards
 from .settings import PPOSettings
-from .tokens import SUMS, MergedStats, PPOInputs, Tokens, compute_dtype
+from .tokens import SUMS, MergedStats, PPOInputs, Tokens, compute_dtype, entries
 
 
 class Head(NamedTuple):
@@ -23,8 +23,9 @@ class Head(NamedTuple):
 
     def pick(self, hidden: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """(rows, hidden): the active rows' numbers [N] and hidden states [N, H]. Waits for the device."""
-        if self.sequence_parallel:
-            hidden = gather_sequence(hidden, self.passes.softmax.shard.group)
+        group = self.passes.softmax.shard.group
+        if self.sequence_parallel and group is not None:
+            hidden = gather_sequence(hidden, group)
         rows = tokens.active().nonzero().squeeze(-1)
         flat = hidden.reshape(-1, hidden.shape[-1])
         return rows, flat if len(rows) == len(flat) else flat[rows]
@@ -32,7 +33,7 @@ class Head(NamedTuple):
     def spread_gradient(self, grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of the hidden states `shape` from that of their active rows [N, H]; 0 elsewhere."""
         group = self.passes.softmax.shard.group
-        first = shape[0] * group.size() if self.sequence_parallel else shape[0]
+        first = shape[0] * group.size() if self.sequence_parallel and group is not None else shape[0]
         whole = grad.new_zeros(first, *shape[1:])
         whole.view(-1, shape[-1]).index_copy_(0, rows, grad)
         return sum_over_shards(whole, group, self.sequence_parallel)
@@ -46,9 +47,18 @@ class LinearPPOLossFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, tokens: Tokens, head: Head, inputs: PPOInputs, settings: PPOSettings):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tokens,
+        head: Head,
+        inputs: PPOInputs,
+        settings: PPOSettings,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss, and the gradients that it has with a factor of 1."""
         rows, picked = head.pick(hidden, tokens)
-        tokens_of, inputs_of = _entries(tokens, rows), PPOInputs(*(_entry(x, rows) for x in inputs))
+        tokens_of, inputs_of = tokens.at(rows), inputs.at(rows)
         wanted = [needed and head.grad_enabled for needed in ctx.needs_input_grad[:2]]
         gradient = ProjectionGradient(picked, weight, *wanted)
         dtype = inputs.advantages.dtype
@@ -56,8 +66,8 @@ class LinearPPOLossFunction(torch.autograd.Function):
         entropy = torch.zeros_like(log_probs)
         sums = torch.zeros(len(SUMS), dtype=dtype, device=hidden.device)
         for part, logits in chunks(picked, weight, head.chunk_size):
-            own, own_inputs = _entries(tokens_of, part), PPOInputs(*(_entry(x, part) for x in inputs_of))
-            found = head.passes.ppo_rows(logits, own, own_inputs, settings)
+            own = tokens_of.at(part)
+            found = head.passes.ppo_rows(logits, own, inputs_of.at(part), settings)
             sums += found.sums
             log_probs[rows[part]], entropy[rows[part]] = found.merged.log_probs, found.merged.entropy
             if any(wanted):
@@ -72,7 +82,10 @@ class LinearPPOLossFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, *_):
+    def backward(
+        ctx: Any, upstream: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """The gradients of the hidden states and of the weight."""
         hidden_grad = weight_grad = None
         rows, unit_hidden_grad, unit_weight_grad = ctx.saved_tensors
         if upstream is not None and unit_hidden_grad is not None:
@@ -91,50 +104,55 @@ class LinearTokenStatsFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, tokens: Tokens, head: Head, entropy_requires_grad: bool, collision: bool):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tokens,
+        head: Head,
+        entropy_requires_grad: bool,
+        collision: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """collision: whether to return it; None instead where not."""
         rows, picked = head.pick(hidden, tokens)
-        tokens_of = _entries(tokens, rows)
+        tokens_of = tokens.at(rows)
         dtype = compute_dtype(hidden.dtype)
         merged = MergedStats(*torch.empty(len(MergedStats._fields), len(rows), dtype=dtype, device=hidden.device))
         for part, logits in chunks(picked, weight, head.chunk_size):
-            found = head.passes.token_stats(logits, _entries(tokens_of, part), collision)
+            found = head.passes.token_stats(logits, tokens_of.at(part), collision)
             for total, own in zip(merged, found, strict=True):
-                total[part] = own
+                if total is not None and own is not None:
+                    total[part] = own
         ctx.save_for_backward(picked, weight, rows, *merged[:5])
         ctx.tokens_of, ctx.head, ctx.hidden_shape = tokens_of, head, hidden.shape
-        wanted = (merged.log_probs, merged.entropy, merged.collision if collision else None)
         zeros = torch.zeros(tokens.labels.numel(), dtype=dtype, device=hidden.device)
-        log_probs, entropy, collision = (None if x is None else zeros.index_copy(0, rows, x) for x in wanted)
-        constants = [x for x in (None if entropy_requires_grad else entropy, collision) if x is not None]
+        log_probs, entropy = (zeros.index_copy(0, rows, x) for x in (merged.log_probs, merged.entropy))
+        squares = merged.collision if collision else None
+        squares = None if squares is None else zeros.index_copy(0, rows, squares)
+        constants = [x for x in (None if entropy_requires_grad else entropy, squares) if x is not None]
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        return log_probs, entropy, collision
+        return log_probs, entropy, squares
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, log_prob_grad, entropy_grad, _):
-        picked, weight, rows, *merged = ctx.saved_tensors
+    def backward(
+        ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None, _: None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """The gradients of the hidden states and of the weight."""
+        picked, weight, rows, row_max, exp_sum, rest, log_probs, entropy = ctx.saved_tensors
         if log_prob_grad is None and entropy_grad is None:
             return None, None, None, None, None, None
-        merged = MergedStats(*merged, collision=None)
+        merged = MergedStats(row_max, exp_sum, rest, log_probs, entropy, collision=None)
         g = torch.zeros_like(merged.log_probs) if log_prob_grad is None else log_prob_grad[rows]
-        h = _entry(entropy_grad, rows)
+        h = entries(entropy_grad, rows)
         gradient = ProjectionGradient(picked, weight, *ctx.needs_input_grad[:2])
         for part, logits in chunks(picked, weight, ctx.head.chunk_size):
-            own = MergedStats(*(_entry(x, part) for x in merged))
-            tokens = _entries(ctx.tokens_of, part)
-            gradient.add(part, ctx.head.passes.gradient(logits, tokens, own, g[part], _entry(h, part), upstream=None))
+            tokens, grads = ctx.tokens_of.at(part), (g[part], entries(h, part))
+            gradient.add(part, ctx.head.passes.gradient(logits, tokens, merged.at(part), *grads, upstream=None))
         hidden_grad = weight_grad = None
         if gradient.hidden is not None:
             hidden_grad = ctx.head.spread_gradient(gradient.hidden, rows, ctx.hidden_shape)
         if gradient.weight is not None:
             weight_grad = gradient.weight.to(weight.dtype)
         return hidden_grad, weight_grad, None, None, None, None
-
-
-def _entry(vector: Tensor | None, index) -> Tensor | None:
-    return None if vector is None else vector[index]
-
-
-def _entries(tokens: Tokens, index) -> Tokens:
-    return Tokens(tokens.labels[index], tokens.ignore_index, _entry(tokens.loss_weights, index))

@@ -31,7 +31,7 @@ class ProjectionGradient:
     the rounding errors of many chunks would add up. Either may be left out (None).
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_weight: bool):
+    def __init__(self, hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_weight: bool) -> None:
         self._inputs = hidden, weight
         dtype = compute_dtype(weight.dtype)
         self.hidden = torch.empty_like(hidden) if needs_hidden else None

@@ -164,7 +164,8 @@ def ppo_loss(
 ) -> Tensor:
     """sum_t loss_weights_t (l_t + kl_coef KL_t - entropy_coef H_t), a scalar.
 
-    logits [..., V]; every other tensor [...]. The weights hold mask, token weight and normaliser.
+    logits [..., V]; every other tensor [...]. The weights hold mask, token weight and normaliser. Raises ValueError for
+    a kl_coef without ref_log_probs.
     """
     policy = log_probs(logits, labels, temperature)
     loss = ppo_token_loss(
@@ -176,6 +177,8 @@ def ppo_loss(
         clip_ratio_dual=clip_ratio_dual,
     )
     if kl_coef != 0:
+        if ref_log_probs is None:
+            raise ValueError(f"kl_coef is {kl_coef} but ref_log_probs is None; pass them, or set kl_coef to 0.")
         loss = loss + kl_coef * kl_to_reference(policy, ref_log_probs)
     if entropy_coef != 0:
         loss = loss - entropy_coef * entropy(logits, temperature)

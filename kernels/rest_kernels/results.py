@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .tokens import SUMS
@@ -22,6 +23,12 @@ class PPOLoss(NamedTuple):
     log_probs: Tensor
     entropy: Tensor
     metrics: dict[str, Tensor]
+
+
+def per_token(shape: torch.Size, log_probs: Tensor, entropy: Tensor, collision: Tensor | None) -> LogProbEntropy:
+    """The vectors [T] in the labels' shape."""
+    shaped = None if collision is None else collision.view(shape)
+    return LogProbEntropy(log_probs.view(shape), entropy.view(shape), shaped)
 
 
 def named_sums(sums: Tensor) -> dict[str, Tensor]:

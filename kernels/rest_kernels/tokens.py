@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .shard import VocabShard
 
+Index = slice | Tensor
 # Columns of a shard's statistics: (m, s, u, q, t), see `reference.shard_stats`.
 NUM_STATS = 5
 # What `PPORows.sums` holds, in this order.
@@ -27,6 +28,10 @@ class Tokens(NamedTuple):
         """Bool [T]: rows with a label and a weight other than 0."""
         labelled = self.labels != self.ignore_index
         return labelled if self.loss_weights is None else labelled & (self.loss_weights != 0)
+
+    def at(self, index: Index) -> "Tokens":
+        """These rows alone."""
+        return Tokens(self.labels[index], self.ignore_index, entries(self.loss_weights, index))
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class MergedStats(NamedTuple):
     collision: Tensor | None
     """None where nothing needs it."""
 
+    def at(self, index: Index) -> "MergedStats":
+        """These rows alone."""
+        row_max, exp_sum, rest, log_probs, entropy = (vector[index] for vector in self[:5])
+        return MergedStats(row_max, exp_sum, rest, log_probs, entropy, entries(self.collision, index))
+
 
 class PPOInputs(NamedTuple):
     """Constants of the policy loss, each [T] in the compute dtype."""
@@ -58,6 +68,10 @@ class PPOInputs(NamedTuple):
     old_log_probs: Tensor
     advantages: Tensor
     ref_log_probs: Tensor | None
+
+    def at(self, index: Index) -> "PPOInputs":
+        """These rows alone."""
+        return PPOInputs(self.old_log_probs[index], self.advantages[index], entries(self.ref_log_probs, index))
 
 
 class PPORows(NamedTuple):
@@ -68,6 +82,11 @@ class PPORows(NamedTuple):
     entropy_grad: Tensor | None
     sums: Tensor
     """[len(SUMS)] over the active tokens."""
+
+
+def entries(vector: Tensor | None, index: Index) -> Tensor | None:
+    """The entries of a vector that may be missing."""
+    return None if vector is None else vector[index]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

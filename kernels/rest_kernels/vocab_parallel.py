@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .arguments import labelled_tokens, ppo_vectors, softmax_of
 from .autograd import Passes, PPOLossFunction, TokenStatsFunction
-from .backend import choose_backend
+from .backend import BackendName, choose_backend
 from .checks import check_inplace, check_logits
-from .results import LogProbEntropy, PPOLoss, named_sums
+from .results import LogProbEntropy, PPOLoss, named_sums, per_token
 from .settings import PPOSettings
 from .tokens import compute_dtype
 
@@ -30,7 +30,7 @@ def vocab_parallel_logprob_entropy(
     entropy_requires_grad: bool = False,
     return_collision: bool = False,
     inplace_backward: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> LogProbEntropy:
     """Log p_y, entropy H and collision sum p^2 of softmax(logits / temperature), for every token.
 
@@ -60,8 +60,7 @@ def vocab_parallel_logprob_entropy(
     tokens = labelled_tokens(labels, ignore_index, softmax)
     passes = Passes(choose_backend(backend, logits.dtype, logits.device), softmax, inplace_backward)
     values = TokenStatsFunction.apply(logits, tokens, passes, entropy_requires_grad, return_collision)
-    log_probs, entropy, collision = (None if value is None else value.view(labels.shape) for value in values)
-    return LogProbEntropy(log_probs, entropy, collision)
+    return per_token(labels.shape, *values)
 
 
 def vocab_parallel_ppo_loss(
@@ -83,7 +82,7 @@ def vocab_parallel_ppo_loss(
     vocab_start: int | None = None,
     ignore_index: int = -100,
     inplace_backward: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> PPOLoss:
     """Loss = sum_t loss_weights_t (l_t + kl_coef KL_t - entropy_coef H_t), see `reference.ppo_loss`.
 

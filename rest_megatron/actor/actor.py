@@ -1,18 +1,18 @@
 """The actor: log-probs, policy updates and supervised steps on a Megatron policy under DeepSpeed ZeRO."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from rest_kernels import LogProbEntropy
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
 from rest_megatron.actor.microbatch import MicroBatch, micro_batches, pack
@@ -39,7 +39,7 @@ class Update(NamedTuple):
 
 
 class _LeftSchedule(Exception):
-    """This copy of the model was asked to stop between two micro-batches."""
+    """This copy of the model is to stop between two micro-batches."""
 
 
 class Actor:
@@ -55,7 +55,7 @@ class Actor:
 
     def __init__(
         self, config: Config, hf: PreTrainedConfig, weights: WeightSource, parallel: Parallel, total_steps: int
-    ):
+    ) -> None:
         self.config = config
         self.parallel = parallel
         self.model_path = Path(config.model.path)
@@ -115,13 +115,17 @@ class Actor:
         return {"version": self.version, **self.zero.counters()}
 
     def restore(self, counters: dict[str, int]) -> None:
-        """Go on where `counters` were read, after the masters and moments were set."""
+        """Resume where `counters` were read, after the masters and moments were set."""
         self.version = counters["version"]
         self.zero.restore(counters)
 
     def _step(
-        self, trajectories, loss: Callable, names: Sequence[str], interruptible: bool = True
-    ) -> tuple[dict[str, float], list]:
+        self,
+        trajectories: Sequence[Trajectory],
+        loss: Callable[..., tuple],
+        names: Sequence[str],
+        interruptible: bool = True,
+    ) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
         """(metrics, what the loss kept of each micro-batch, on the last stage)."""
         self.policy.train()
         self.zero.begin()
@@ -133,19 +137,36 @@ class Actor:
         return metrics, [result[1] for result in results]
 
     def run(
-        self, trajectories: Sequence[Trajectory], compute: Callable, forward_only: bool, interruptible: bool = True
-    ) -> list:
+        self,
+        trajectories: Sequence[Trajectory],
+        compute: Callable[..., Any],
+        forward_only: bool,
+        interruptible: bool = True,
+    ) -> list[Any]:
         """Megatron's schedule over the packed trajectories; what `compute` returned, on the last stage.
 
-        interruptible: whether it raises Preempted, with nothing left accumulated, when the run is asked to stop.
+        interruptible: whether it raises Preempted, with nothing left accumulated, when a rank is to stop.
         """
         batches = self._micro_batches(trajectories)
-        parallel = self.parallel
-        poll = parallel.poll if interruptible else parallel.watch.beat
+        poll = self.parallel.poll if interruptible else self.parallel.watch.beat
         # A pipeline's stages are at different micro-batches, and wait for one another: none may leave the schedule.
-        may_leave = interruptible and parallel.pp_size == 1
+        may_leave = interruptible and self.parallel.pp_size == 1
+        try:
+            poll()
+            results = self._schedule(batches, compute, forward_only, may_leave)
+            poll()
+        except Preempted:
+            self.zero.discard()
+            raise
+        return results
 
-        def forward_step(iterator, model):
+    def _schedule(
+        self, batches: list[MicroBatch], compute: Callable[..., Any], forward_only: bool, may_leave: bool
+    ) -> list[Any]:
+        """See `run`. may_leave: whether it raises Preempted between two micro-batches, too."""
+        parallel = self.parallel
+
+        def forward_step(iterator: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             parallel.watch.beat()
             # Data-parallel ranks need not be at the same micro-batch either: they agree after the schedule.
             if may_leave and parallel.block_must_stop():
@@ -157,23 +178,18 @@ class Actor:
             return output, partial(compute, batch)
 
         try:
-            poll()
-            with suppress(_LeftSchedule):
-                results = get_forward_backward_func()(
-                    forward_step_func=forward_step,
-                    data_iterator=[iter(batches) for _ in self.zero.chunks],
-                    model=self.zero.chunks,
-                    num_microbatches=len(batches),
-                    seq_length=batches[0].tokens.shape[1],
-                    micro_batch_size=1,
-                    forward_only=forward_only,
-                    collect_non_loss_data=forward_only,
-                )
-            poll()
-        except Preempted:
-            self.zero.discard()
-            raise
-        return results
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=[iter(batches) for _ in self.zero.chunks],
+                model=self.zero.chunks,
+                num_microbatches=len(batches),
+                seq_length=batches[0].tokens.shape[1],
+                micro_batch_size=1,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
+        except _LeftSchedule:
+            parallel.stop_together()
 
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""
@@ -195,7 +211,8 @@ class Actor:
 
     def _token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
         out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
-        stats = torch.stack([*out, self.head.norm_squared(hidden)])
+        collision = cast(Tensor, out.collision)  # it is there when asked for
+        stats = torch.stack([out.log_probs, out.entropy, collision, self.head.norm_squared(hidden)])
         return batch.index, stats[:, batch.rows]
 
     def policy_loss(self, streams: PolicyStreams, batch: MicroBatch, hidden: Tensor) -> tuple:
@@ -205,11 +222,20 @@ class Actor:
             stats = self.head.token_stats(hidden, batch.labels, temperature, collision=False)
             loss, sums = self._sequence_loss(streams.select(batch.index), batch, stats)
             return self._for_schedule(loss, batch, POLICY_SUMS, sums, stats.log_probs)
-        vectors = (None if stream is None else batch.spread(stream) for stream in streams)
-        out = self.head.policy_loss(hidden, batch.labels, temperature, *vectors)
+        out = self.head.policy_loss(
+            hidden,
+            batch.labels,
+            temperature,
+            batch.spread(streams.old_log_probs),
+            batch.spread(streams.advantages),
+            batch.spread(streams.loss_weights),
+            None if streams.ref_log_probs is None else batch.spread(streams.ref_log_probs),
+        )
         return self._for_schedule(out.loss, batch, POLICY_SUMS, out.metrics, out.log_probs)
 
-    def _sequence_loss(self, streams: PolicyStreams, batch: MicroBatch, stats) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sequence_loss(
+        self, streams: PolicyStreams, batch: MicroBatch, stats: LogProbEntropy
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on whole answers' ratios (GSPO) and its metric sums."""
         loss, sums = sequence_ppo_loss(
             stats.log_probs[batch.rows],

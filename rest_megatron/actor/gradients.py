@@ -13,11 +13,15 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from rest_megatron.actor.optimizer_state import ZeroOptimizer
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.model.model import Policy
 
+COUNTED_ELSEWHERE = "ds_pipe_replicated"
+"""DeepSpeed's name of the mark on a copy of a parameter that its global norm skips."""
 
-def accumulated_gradient(optimizer, parameter: nn.Parameter) -> Tensor | None:
+
+def accumulated_gradient(optimizer: ZeroOptimizer, parameter: nn.Parameter) -> Tensor | None:
     """The gradient DeepSpeed has accumulated for `parameter` and not yet reduced; None if it got none."""
     if isinstance(optimizer, BF16_Optimizer):
         return getattr(parameter, "_hp_grad", None)
@@ -36,7 +40,7 @@ def mark_tied_copy(policy: Policy, parallel: Parallel) -> None:
     """Tell DeepSpeed's norm to skip the last stage's copy of a tied embedding. Call before the engine is built."""
     copy = tied_copy(policy, parallel)
     if copy is not None and parallel.is_last_stage:
-        copy.ds_pipe_replicated = True
+        setattr(copy, COUNTED_ELSEWHERE, True)
 
 
 @torch.no_grad()
@@ -57,7 +61,7 @@ def needs_tensor_parallel_sum(name: str, parameter: nn.Parameter) -> bool:
     return "q_layernorm" in name or "k_layernorm" in name or getattr(parameter, "sequence_parallel", False)
 
 
-def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> None:
+def sum_replicated_gradients(policy: Policy, optimizer: ZeroOptimizer, parallel: Parallel) -> None:
     """Add up the partial gradients listed above, in place, in one all-reduce per group."""
     if parallel.tp_size > 1:
         partial = [
@@ -76,10 +80,11 @@ def sum_replicated_gradients(policy: Policy, optimizer, parallel: Parallel) -> N
         dist.all_reduce(accumulated_gradient(optimizer, copy), group=parallel_state.get_embedding_group())
 
 
-def spoil_unless_finite(policy: Policy, optimizer, loss: Tensor) -> None:
+def spoil_unless_finite(policy: Policy, optimizer: ZeroOptimizer, loss: Tensor) -> None:
     """Make a gradient non-finite when `loss` (0-dim) is, so that every rank skips the step.
 
     Where the clip holds a token's ratio its derivative is 0, even if the advantage and so the loss are infinite: the
     gradients alone need not show it.
     """
-    accumulated_gradient(optimizer, next(policy.parameters())).add_(0.0 * loss)
+    gradients = (accumulated_gradient(optimizer, parameter) for parameter in policy.parameters())
+    next(gradient for gradient in gradients if gradient is not None).add_(0.0 * loss)

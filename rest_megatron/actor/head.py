@@ -5,7 +5,9 @@ and the kernels read its vocabulary-parallel logits in their working precision. 
 states and multiply a chunk of the rows that predict an answer at a time; the prompt's rows never reach the vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -32,19 +34,21 @@ class Head:
     parallelism). Logits are overwritten by their gradient in the backward pass. Labels and per-token vectors are [t].
     """
 
-    def __init__(self, policy: Policy, config: Config, parallel: Parallel):
+    def __init__(self, policy: Policy, config: Config, parallel: Parallel) -> None:
         self.policy = policy
         self.algorithm = config.algorithm
         self.level = config.kernels.level
         self.sequence_parallel = config.parallel.sequence_parallel
         num_columns = policy.hf.vocab_size // parallel.tp_size
-        common = dict(
+        common: dict[str, Any] = dict(
             tp_group=parallel.tp_group if parallel.tp_size > 1 else None,
             vocab_size=policy.hf.vocab_size,
             vocab_start=parallel.tp_rank * num_columns,
             ignore_index=IGNORE_INDEX,
             backend=config.kernels.backend,
         )
+        self._logprob_entropy: Callable[..., LogProbEntropy]
+        self._ppo_loss: Callable[..., PPOLoss]
         if self.level == "logits":
             common["inplace_backward"] = True
             self._logprob_entropy = partial(vocab_parallel_logprob_entropy, **common)

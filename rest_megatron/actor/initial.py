@@ -11,7 +11,7 @@ from rest_megatron.model.model import Policy
 class InitialWeights:
     """A copy of `policy`'s parameters at the time of the call, in their working precision."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy) -> None:
         saved = [parameter.detach().to("cpu", copy=True) for parameter in policy.parameters()]
         # Pinned memory is what a GPU copies from and to at full speed.
         self.saved = [copy.pin_memory() if torch.cuda.is_available() else copy for copy in saved]

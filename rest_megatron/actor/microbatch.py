@@ -97,9 +97,14 @@ def micro_batches(
     return [_micro_batch(trajectories, bin, starts, size, device) for bin, size in zip(bins, sizes, strict=True)]
 
 
-def _micro_batch(trajectories, bin: list[int], starts: list[int], size: int, device: torch.device) -> MicroBatch:
+def _micro_batch(
+    trajectories: Sequence[Trajectory], bin: list[int], starts: list[int], size: int, device: torch.device
+) -> MicroBatch:
     tokens: list[int] = []
-    lengths, rows, index, sequence_index = [], [], [], []
+    lengths: list[int] = []
+    rows: list[int] = []
+    index: list[int] = []
+    sequence_index: list[int] = []
     for i in bin:
         prompt_ids, response_ids, _ = trajectories[i]
         first = len(tokens) + len(prompt_ids) - 1

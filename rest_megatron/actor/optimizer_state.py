@@ -5,9 +5,13 @@ fragment of it that this rank has; it is None where the rank has none.
 """
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils.tensor_fragment import tensor_fragment
 from torch import Tensor, nn
 
 from rest_megatron.errors import CheckpointError
@@ -15,9 +19,12 @@ from rest_megatron.errors import CheckpointError
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (MASTER, *MOMENTS)
+MAPPING = "_hp_mapping"
+
+ZeroOptimizer: TypeAlias = "DeepSpeedZeroOptimizer | BF16_Optimizer"
 
 
-def link_states(optimizer) -> None:
+def link_states(optimizer: ZeroOptimizer) -> None:
     """Give every partition the moments that the first step would, and every parameter its fragments of them.
 
     DeepSpeed itself does so in its first step, and with several parameter groups for the first of them alone.
@@ -40,7 +47,7 @@ def whole_state(parameter: nn.Parameter, kind: str, owner: int, group: dist.Proc
     """
     # Bits are added up, not numbers: 0.0 + -0.0 is 0.0.
     bits = torch.zeros(parameter.numel(), dtype=torch.int32, device=parameter.device)
-    mapping = parameter._hp_mapping
+    mapping = _mapping(parameter)
     if mapping is not None:
         _fragment_of(bits, mapping).copy_(_state(mapping, kind).view(torch.int32))
     if dist.get_world_size(group) > 1:
@@ -52,16 +59,16 @@ def whole_state(parameter: nn.Parameter, kind: str, owner: int, group: dist.Proc
 
 def has_fragment(parameter: nn.Parameter) -> bool:
     """Whether a part of the parameter's masters and moments is on this rank."""
-    return parameter._hp_mapping is not None
+    return _mapping(parameter) is not None
 
 
 def set_state(parameter: nn.Parameter, kind: str, value: Tensor) -> None:
     """Take this rank's fragment of a whole state, float32 in the parameter's shape. `has_fragment` must hold."""
-    mapping = parameter._hp_mapping
+    mapping = _mapping(parameter)
     _state(mapping, kind).copy_(_fragment_of(value.flatten(), mapping))
 
 
-def adam_step(optimizer) -> int:
+def adam_step(optimizer: ZeroOptimizer) -> int:
     """The updates that the moments have seen. Raises CheckpointError when partitions differ in it."""
     base = optimizer.optimizer
     if _keeps_step_in_state(base):
@@ -73,7 +80,7 @@ def adam_step(optimizer) -> int:
     return steps.pop()
 
 
-def set_adam_step(optimizer, step: int) -> None:
+def set_adam_step(optimizer: ZeroOptimizer, step: int) -> None:
     """Set what `adam_step` returns; it decides the bias correction of the next update."""
     base = optimizer.optimizer
     if _keeps_step_in_state(base):
@@ -95,12 +102,17 @@ def _keeps_step_in_state(base: torch.optim.Optimizer) -> bool:
     return isinstance(base, torch.optim.AdamW)
 
 
-def _state(mapping, kind: str) -> Tensor:
+def _mapping(parameter: nn.Parameter) -> tensor_fragment | None:
+    """Where the fragment of this rank is; DeepSpeed has set the attribute on every parameter."""
+    return getattr(parameter, MAPPING)
+
+
+def _state(mapping: tensor_fragment, kind: str) -> Tensor:
     """This rank's fragment of a master or moment, as a view."""
     return mapping.get_hp_fragment(None if kind == MASTER else kind).detach()
 
 
-def _fragment_of(flat: Tensor, mapping) -> Tensor:
+def _fragment_of(flat: Tensor, mapping: tensor_fragment) -> Tensor:
     """The part of a parameter's `flat` vector that is on this rank."""
     place = mapping.lp_fragment_address
     return flat.narrow(0, place.start, place.numel)

@@ -25,7 +25,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.gradients import accumulated_gradient, sum_replicated_gradients
+from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
 from rest_megatron.types import PolicyStreams, Trajectory
 
 
@@ -119,7 +119,7 @@ def _norm_squared(actor: Actor, gradient: list[Tensor]) -> float:
     total = torch.zeros((), dtype=torch.float64, device=actor.parallel.device)
     for parameter, own in zip(actor.policy.parameters(), gradient, strict=True):
         sharded = getattr(parameter, "tensor_model_parallel", False)
-        copied = getattr(parameter, "ds_pipe_replicated", False)
+        copied = getattr(parameter, COUNTED_ELSEWHERE, False)
         if not copied and (sharded or actor.parallel.tp_rank == 0):
             total += torch.linalg.vector_norm(own, dtype=torch.float64).square()
     dist.all_reduce(total, group=parallel_state.get_model_parallel_group())

@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
+from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import nn
 
@@ -31,7 +33,7 @@ from rest_megatron.utils.libraries import has_apex
 class ModelParallelUnit:
     """Megatron's groups as DeepSpeed asks for them: its "model parallel" group is TP x PP, not TP alone."""
 
-    def __init__(self, parallel: Parallel):
+    def __init__(self, parallel: Parallel) -> None:
         self.parallel = parallel
 
     def get_model_parallel_rank(self) -> int:
@@ -42,7 +44,7 @@ class ModelParallelUnit:
         """Ranks that together hold one copy of the model."""
         return self.parallel.tp_size * self.parallel.pp_size
 
-    def get_model_parallel_group(self):
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
         """The group of those ranks."""
         return parallel_state.get_model_parallel_group()
 
@@ -54,7 +56,7 @@ class ModelParallelUnit:
         """TP."""
         return self.parallel.tp_size
 
-    def get_tensor_model_parallel_group(self):
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
         """The group of TP."""
         return self.parallel.tp_group
 
@@ -66,7 +68,7 @@ class ModelParallelUnit:
         """PP."""
         return self.parallel.pp_size
 
-    def get_pipeline_model_parallel_group(self):
+    def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
         """The group of PP."""
         return self.parallel.pp_group
 
@@ -78,7 +80,7 @@ class ModelParallelUnit:
         """DP."""
         return self.parallel.dp_size
 
-    def get_data_parallel_group(self):
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
         """The group of DP."""
         return self.parallel.dp_group
 
@@ -96,7 +98,7 @@ def build_optimizer(policy: nn.Module, optim: OptimConfig, on_cuda: bool) -> tor
     on_cuda: whether the optimizer state is on CUDA, where Apex's kernels need it; offloaded state is not.
     """
     groups = parameter_groups(policy, optim.weight_decay)
-    settings = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
     if on_cuda and has_apex():
         from apex.optimizers import FusedAdam
 
@@ -125,7 +127,9 @@ class ZeroEngine:
     `chunks` are what Megatron's schedule drives; `step` closes an accumulation that the schedule has filled.
     """
 
-    def __init__(self, policy: Policy, optim: OptimConfig, engine_config: dict, total_steps: int, parallel: Parallel):
+    def __init__(
+        self, policy: Policy, optim: OptimConfig, engine_config: dict[str, Any], total_steps: int, parallel: Parallel
+    ) -> None:
         mark_tied_copy(policy, parallel)
         offload = engine_config["zero_optimization"].get("offload_optimizer") or {}
         on_cuda = parallel.device.type == "cuda" and offload.get("device", "none") == "none"
@@ -187,7 +191,7 @@ class ZeroEngine:
         return {"adam_step": adam_step(self.optimizer), "schedule_step": self.scheduler.last_epoch}
 
     def restore(self, counters: dict[str, int]) -> None:
-        """Go on where `counters` were read, with the working weights those of the masters. Collective."""
+        """Resume where `counters` were read, with the working weights those of the masters. Collective."""
         set_adam_step(self.optimizer, counters["adam_step"])
         step, scheduler = counters["schedule_step"], self.scheduler
         scheduler.last_epoch, scheduler._step_count = step, step + 1
@@ -207,7 +211,7 @@ class ZeroEngine:
 class ScheduledChunk(nn.Module):
     """One model chunk as Megatron's schedule sees a model; its forward goes through the DeepSpeed engine."""
 
-    def __init__(self, engine: nn.Module, policy: Policy, index: int):
+    def __init__(self, engine: nn.Module, policy: Policy, index: int) -> None:
         super().__init__()
         chunk = policy.chunks[index]
         # A partial is no submodule: the parameters stay the engine's alone.
@@ -217,6 +221,6 @@ class ScheduledChunk(nn.Module):
         self.vp_stage = chunk.vp_stage
         self.set_input_tensor = chunk.set_input_tensor
 
-    def forward(self, **kwargs) -> torch.Tensor:
+    def forward(self, **kwargs: Any) -> torch.Tensor:
         """Hidden states for the next stage, or for the head."""
         return self.run(**kwargs)

@@ -14,12 +14,12 @@ _TRACKER = "megatron/"
 def rng_states(device: torch.device) -> dict[str, Tensor]:
     """A copy of every state, on the CPU. A normal value that a generator keeps for its next call is 1 or 0 values."""
     _, words, kept = random.getstate()
-    _, keys, position, has_normal, normal = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
     states = {
         "python": torch.tensor(words, dtype=torch.int64),
         "python/normal": torch.tensor([] if kept is None else [kept], dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
-        "numpy/normal": torch.tensor([normal] if has_normal else [], dtype=torch.float64),
+        "numpy": torch.tensor([*numpy["state"]["key"].tolist(), numpy["state"]["pos"]], dtype=torch.int64),
+        "numpy/normal": torch.tensor([numpy["gauss"]] if numpy["has_gauss"] else [], dtype=torch.float64),
         "torch": torch.get_rng_state(),
         **{_TRACKER + name: state.clone() for name, state in get_cuda_rng_tracker().get_states().items()},
     }

@@ -92,7 +92,7 @@ def _state_bytes(shape: torch.Size) -> int:
 class _Reader(HuggingFaceStorageReader):
     """Reads the headers of all files once, not once for each group of tensors."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         super().__init__(path)
         self.read_once: Metadata | None = None
 

@@ -55,7 +55,7 @@ class CheckpointStore:
         parallel: Parallel,
         settings: CheckpointConfig,
         companions: Callable[[Path], None],
-    ):
+    ) -> None:
         self.directory = directory
         self.actor = actor
         self.parallel = parallel
@@ -233,7 +233,7 @@ class CheckpointStore:
 class _Thread(threading.Thread):
     """Runs a function, and keeps its error. It does not keep a process alive that wants to end."""
 
-    def __init__(self, function: Callable[[], None], device: torch.device):
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
         super().__init__(name="checkpoint", daemon=True)
         self.function = function
         self.device = device

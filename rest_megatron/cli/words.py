@@ -142,7 +142,8 @@ def _refuse_old_words(parser: Parser, command: Command, words: Sequence[str]) ->
             new += [flags[name].flag, value]
         elif value == "true":
             new.append(flags[name].flag)
-    parser.error(f"options begin with --: instead of `{shlex.join(old)}` write `{shlex.join(new)}`")
+    fix = f"instead of `{shlex.join(old)}` write `{shlex.join(new)}`" if new else f"leave `{shlex.join(old)}` out"
+    parser.error(f"options begin with --: {fix}")
 
 
 def _is_option(word: str) -> bool:

@@ -17,14 +17,14 @@ def main(options: Diff, stream: TextIO) -> None:
     Two of our checkpoints are compared with their masters and moments, all others by the Hugging Face tensors of the
     working weights. Raises CheckpointError for what cannot be read.
     """
-    found = [
+    first_found, second_found = (
         recognise(path, check_whole, lambda text: stream.write(f"{text}\n"))
         for path in (options.input, options.against)
-    ]
-    for name, one in zip(("input", "against"), found, strict=True):
-        stream.write(f"{name:<8}{one.directory}: {one.kind}\n")
+    )
+    for name, found in (("input", first_found), ("against", second_found)):
+        stream.write(f"{name:<8}{found.directory}: {found.kind}\n")
     stream.flush()
-    first, second = open_pair(*found, options.model, options.trust_pickle)
+    first, second = open_pair(first_found, second_found, options.model, options.trust_pickle)
     with metered(sys.stderr, total_bytes(first) + total_bytes(second)) as seen:
-        found = compare(first, second, seen)
-    stream.write("".join(f"{line}\n" for line in found.lines()))
+        compared = compare(first, second, seen)
+    stream.write("".join(f"{line}\n" for line in compared.lines()))

@@ -30,7 +30,7 @@ def read_prompts(config: Config, tokenizer: PreTrainedTokenizerBase, path: str) 
         validate=build_reward(config).read,
     )
     # One template renders all rows.
-    opened = opens_think(tokenizer.decode(prompts[0].token_ids).encode("utf-8"))
+    opened = opens_think(str(tokenizer.decode(list(prompts[0].token_ids))).encode("utf-8"))
     if opened and GRAMMARS[config.data.answer_format].think is None:
         rule = "has no thoughts, but the chat template opens one before the answer"
         refuse(config, "data.answer_format", rule, "Choose toolrl or hermes, or another data.chat_template")

@@ -30,13 +30,6 @@ def main(config: Config, options: Score, stream: TextIO) -> None:
             raise BadRow(f"ground_truth {describe(ground_truth)}: {reason}") from reason
         # JSON may hold a lone surrogate, which is no UTF-8; what it becomes here is not valid in an answer either.
         answer = response.encode("utf-8", "surrogatepass")
-        score = reward.score(answer, truth, progress=progress, step=step, think_open=think_open)
-        return {
-            "score": score.total,
-            "format": score.format,
-            "correctness": score.correctness,
-            "parts": score.parts,
-            "reason": score.reason,
-        }
+        return reward.score(answer, truth, progress=progress, step=step, think_open=think_open).to_dict()
 
     process(options.input, options.output, stream, convert)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rest_megatron.commands.catalogue import Weigh
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
+from rest_megatron.config.method import WeightsRule
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.data.answers import think_open, turns
@@ -94,7 +95,8 @@ class AnswerReader:
                 )
         mask, pieces = read_mask(row, len(ids)), [self.token_table[token] for token in ids]
         opened = read_think_open(row, self.grammar)
-        found, labels = [], []
+        found: list[Turn] = []
+        labels: list[int] = []
         for span in turns(ids, mask):
             end = next((i for i, token in enumerate(ids[span], start=1) if token in self.stop_ids), None)
             turn = Turn(span.start, pieces[span], len(pieces[span]) if end is None else end)
@@ -137,7 +139,7 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
     step, progress = options.resolved(config.train.steps)
     measure = settings.rule in RULES
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
-    whole_file = sum(sums) if sums else None
+    whole_file = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
     own = iter(sums)
     for answer in answers:
         if isinstance(answer, Fault):
@@ -149,7 +151,7 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
             yield _row(answer, _reference_weights(answer, step))
 
 
-def _region_sums(answer: Answer, rule: str) -> Tensor:
+def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
     if not RULES[rule].reads <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)

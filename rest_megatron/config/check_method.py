@@ -59,12 +59,23 @@ def _check_judge(config: Config) -> None:
         if reward.judge_weight > 0:
             refuse(config, "reward.judge_weight", "needs a judge, but reward.judge_url is null", "Set reward.judge_url")
         return
-    if not reward.judge_url.startswith(("http://", "https://")):
+    if not _is_endpoint(reward.judge_url):
         refuse(config, "reward.judge_url", "is no http:// or https:// address", "Such as http://localhost:8000/v1")
     if not reward.judge_model:
         refuse(config, "reward.judge_url", "needs reward.judge_model", "Name the model to ask")
     if reward.judge_weight == 0:
         refuse(config, "reward.judge_url", "has no effect with reward.judge_weight=0", "Set reward.judge_weight")
+
+
+def _is_endpoint(address: str) -> bool:
+    """Whether httpx can ask there."""
+    import httpx  # takes a moment to load, and only a run with a judge needs it
+
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
 
 
 def _check_ratio(config: Config) -> None:

@@ -80,7 +80,7 @@ class MegatronWeights:
     Raises CheckpointError unless its tensors are those of `hf`.
     """
 
-    def __init__(self, source: TorchDist, hf: PreTrainedConfig):
+    def __init__(self, source: TorchDist, hf: PreTrainedConfig) -> None:
         self.source = source
         self.hf = hf
         self.tensors: dict[str, Spec] = {}

@@ -6,7 +6,7 @@ it is made.
 
 import pickle
 from pathlib import Path, PosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from megatron.core.dist_checkpointing.strategies import torch as megatron_strategy
@@ -43,15 +43,16 @@ KNOWN = {(one.__module__, one.__name__): one for one in CLASSES} | {
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one in Python: that in C does not let anyone look before it sets attributes."""
+    """The one in Python, whose parts have no types: that in C lets no one look before it sets attributes."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
 
     def load_build(self) -> None:
         """Set the attributes of an object; UnpicklingError where it is a class, which all would share."""
         if callable(self.stack[-2]):
             raise pickle.UnpicklingError("it changes a class or a function")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build
 

@@ -14,7 +14,7 @@ ON_TERMINAL, ELSEWHERE = 0.2, 30.0
 class Meter:
     """Counts bytes up to `total`, and shows on `stream` what share of them is done, how fast, and the time left."""
 
-    def __init__(self, stream: TextIO, total: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, stream: TextIO, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._total = total
         self._clock = clock

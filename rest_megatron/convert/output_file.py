@@ -7,13 +7,13 @@ from typing import BinaryIO
 class OutputFile:
     """What is written goes to `file`, and into the SHA-256. It has what `torch.save` asks of a file."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.bytes = 0
         self._digest = hashlib.sha256()
 
-    def write(self, content) -> int:
-        """Append bytes, or anything with a buffer of bytes; how many they were."""
+    def write(self, content: bytes | bytearray | memoryview) -> int:
+        """Append; returns how many bytes they were."""
         view = memoryview(content).cast("B")
         self._digest.update(view)
         # A raw file may take less than it is given.

@@ -29,7 +29,7 @@ class Partial:
         conversion: plain JSON that says what is made of what; only an attempt at the same is gone on with.
     """
 
-    def __init__(self, output: Path, directory: Path, conversion: dict[str, Any]):
+    def __init__(self, output: Path, directory: Path, conversion: dict[str, Any]) -> None:
         self.output = output
         self.directory = directory
         self.conversion = conversion

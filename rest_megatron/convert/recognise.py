@@ -51,7 +51,7 @@ class Found:
     """Where config.json and the tokenizer are; None: nowhere near."""
 
 
-def recognise(path: Path, check: Callable[[Path], object], warn: Callable[[str], None]) -> Found:
+def recognise(path: Path, check: Callable[[Path], object], warn: Callable[[str], object]) -> Found:
     """What `path` is, or the one checkpoint below it: of several steps of a run the newest that passes.
 
     check: raises CheckpointError for a step of ours that must not be taken; `warn` hears of those that are skipped.
@@ -117,8 +117,8 @@ def _tracked(directory: Path) -> Found | None:
     for child in directory.iterdir():
         if child.name in names and child.is_dir():
             return _found(child)
-    names = " or ".join(name[:40] for name in names)
-    raise CheckpointError(f"{directory / TRACKER} names {last[:40]!r}, but there is no {names} beside it")
+    wanted = " or ".join(name[:40] for name in names)
+    raise CheckpointError(f"{directory / TRACKER} names {last[:40]!r}, but there is no {wanted} beside it")
 
 
 def _children(directory: Path) -> list[Path]:
@@ -141,7 +141,9 @@ def _only(path: Path, found: list[Found]) -> Found | None:
     return found[0] if found else None
 
 
-def _newest(checkpoints: Path, steps: list[Path], check: Callable[[Path], object], warn: Callable[[str], None]) -> Path:
+def _newest(
+    checkpoints: Path, steps: list[Path], check: Callable[[Path], object], warn: Callable[[str], object]
+) -> Path:
     for step in steps:
         try:
             check(step)

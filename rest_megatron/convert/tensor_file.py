@@ -78,7 +78,7 @@ def read_tensor(stored: Stored) -> Tensor:
     try:
         with open(stored.path, "rb") as file:
             file.seek(stored.position)
-            found = file.readinto(content.numpy())
+            found = file.readinto(content.numpy().data)
     except OSError as error:
         raise CheckpointError(f"{stored.path} cannot be read: {error}") from error
     if found != stored.spec.nbytes:
@@ -102,7 +102,7 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
-        file.write(read(name).contiguous().view(-1).view(torch.uint8).numpy())
+        file.write(read(name).contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

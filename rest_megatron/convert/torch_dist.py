@@ -11,7 +11,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from rest_megatron.convert.metadata_pickle import read_metadata
 from rest_megatron.convert.tensor_file import Spec
 from rest_megatron.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CONFIG = "metadata.json"
 STACKED = re.compile(r"((?:.+\.)?decoder\.layers\.)(?!\d)(.+)")
@@ -48,17 +51,19 @@ class TorchDist:
     tensor's chunk is not on the disk.
     """
 
-    def __init__(self, directory: Path, trust_pickle: bool):
+    def __init__(self, directory: Path, trust_pickle: bool) -> None:
         check_config(directory)
         self.directory = directory
         self.metadata: Metadata = read_metadata(directory, trust_pickle)
         self.tensors: dict[str, Spec] = {}
         self.regions: dict[str, Region] = {}
+        self._entries: dict[str, TensorStorageMetadata] = {}
         self.others: dict[str, Spec] = {}
         """Optimizer states and the like, by key."""
         try:
             for key, entry in self.metadata.state_dict_metadata.items():
                 if isinstance(entry, TensorStorageMetadata) and "_extra_state" not in key:
+                    self._entries[key] = entry
                     self._add(key, Spec(tuple(entry.size), entry.properties.dtype))
             self._check_storage()
         # A damaged pickle can have anything anywhere.
@@ -89,7 +94,7 @@ class TorchDist:
         """Every chunk of the model lies within a file of this directory."""
         sizes = {path.name: path.stat().st_size for path in self.directory.iterdir() if path.is_file()}
         for key in {region.key for region in self.regions.values()}:
-            entry = self.metadata.state_dict_metadata[key]
+            entry = self._entries[key]
             for chunk in entry.chunks:
                 if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
                     raise ValueError(f"a chunk of {key} has {len(chunk.sizes)} axes")
@@ -107,7 +112,7 @@ class TorchDist:
     def read(self, name: str) -> Tensor:
         """The whole tensor, put together from its chunks, with one of them in memory at a time."""
         spec, region = self.tensors[name], self.regions[name]
-        entry = self.metadata.state_dict_metadata[region.key]
+        entry = self._entries[region.key]
         box = region.box(entry.size)
         whole: Tensor | None = None
         filled = 0
@@ -151,7 +156,7 @@ class TorchDist:
 class _Part(io.RawIOBase):
     """A range of a file, as a file."""
 
-    def __init__(self, file: BinaryIO, start: int, length: int):
+    def __init__(self, file: io.BufferedReader, start: int, length: int) -> None:
         self.file, self.start, self.length, self.position = file, start, length, 0
 
     def readable(self) -> bool:
@@ -164,7 +169,7 @@ class _Part(io.RawIOBase):
         self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.length}[whence]
         return self.position
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         self.file.seek(self.start + self.position)
         count = self.file.readinto(memoryview(buffer)[: max(0, self.length - self.position)])
         self.position += count

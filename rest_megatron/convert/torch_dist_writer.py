@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import IO, cast
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class TorchDistWriter:
     num_layers: int
     metadata: Metadata = field(init=False, default_factory=lambda: Metadata({}, planner_data={}, storage_data={}))
     _files: int = field(init=False, default=0)
+    _entries: dict[str, TensorStorageMetadata] = field(init=False, default_factory=dict)
 
     def add_tensors(self, specs: Mapping[str, Spec], read: Callable[[str], Tensor]) -> None:
         """Write tensors into one file; a layer's have its number in their names."""
@@ -56,7 +58,7 @@ class TorchDistWriter:
             places = []
             for name in specs:
                 begin = file.bytes
-                torch.save(_chunk(read(name), _region(name)), file)
+                _save(_chunk(read(name), _region(name)), file)
                 places.append([begin, file.bytes - begin])
             return places
 
@@ -68,7 +70,7 @@ class TorchDistWriter:
         """Write one empty extra state, which is that of every key."""
 
         def write(file: OutputFile) -> int:
-            torch.save([None], file)
+            _save([None], file)
             return file.bytes
 
         file = self._file_name()
@@ -82,7 +84,7 @@ class TorchDistWriter:
         self.metadata.storage_meta = StorageMeta()
         self.metadata.version = CURRENT_DCP_VERSION
         self.partial.add(f"{self.name}/{NAME}", lambda file: pickle.dump(self.metadata, file))
-        self.partial.add(f"{self.name}/common.pt", lambda file: torch.save(COMMON, file))
+        self.partial.add(f"{self.name}/common.pt", lambda file: _save(COMMON, file))
         self.partial.add(f"{self.name}/{CONFIG}", lambda file: file.write(json.dumps(BACKEND).encode()))
 
     def _file_name(self) -> str:
@@ -93,13 +95,17 @@ class TorchDistWriter:
         size, start = spec.shape, [0] * len(spec.shape)
         if region.layer is not None:
             size, start = (self.num_layers, *size), [region.layer, *start]
-        entry = self.metadata.state_dict_metadata.setdefault(
-            region.key, TensorStorageMetadata(TensorProperties(dtype=spec.dtype), torch.Size(size), [])
-        )
+        if region.key not in self._entries:
+            entry = TensorStorageMetadata(TensorProperties(dtype=spec.dtype), torch.Size(size), [])
+            self._entries[region.key] = self.metadata.state_dict_metadata[region.key] = entry
         sizes = spec.shape if region.layer is None else (1, *spec.shape)
         chunk = ChunkStorageMetadata(torch.Size(start), torch.Size(sizes))
-        entry.chunks.append(chunk)
+        self._entries[region.key].chunks.append(chunk)
         self.metadata.storage_data[MetadataIndex(region.key, chunk.offsets)] = place
+
+
+def _save(value: object, file: OutputFile) -> None:
+    torch.save(value, cast(IO[bytes], file))  # of which it needs `write` and `flush`
 
 
 def _region(name: str) -> Region:

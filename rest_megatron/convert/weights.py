@@ -22,8 +22,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class Weights(Protocol):
     """Tensors by name."""
 
-    tensors: Mapping[str, Spec]
-    """In the order in which reading is cheapest."""
+    @property
+    def tensors(self) -> Mapping[str, Spec]:
+        """Shapes and dtypes, in the order in which reading is cheapest."""
 
     def read(self, name: str) -> Tensor:
         """The whole tensor, on the CPU, in memory of its own. Raises CheckpointError."""

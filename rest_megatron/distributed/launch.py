@@ -6,7 +6,7 @@ Order: RANK and WORLD_SIZE (torchrun, DeepSpeed), a Slurm step, Open MPI, else o
 import math
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from typing import Literal
@@ -15,6 +15,7 @@ from rest_megatron.errors import ConfigError
 
 DEFAULT_PORT = 29500
 MAX_HOSTS = 100_000
+Launcher = Literal["torchrun", "deepspeed", "slurm", "mpi", "single"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Launch:
     local_world_size: int
     master_addr: str
     master_port: int
-    launcher: Literal["torchrun", "deepspeed", "slurm", "mpi", "single"]
+    launcher: Launcher
 
     def __post_init__(self) -> None:
         rules = (
@@ -66,7 +67,7 @@ def detect(environ: Mapping[str, str]) -> Launch:
 
 
 def _from_torch(environ: Mapping[str, str]) -> Launch:
-    launcher = "deepspeed" if "CROSS_RANK" in environ else "torchrun"
+    launcher: Launcher = "deepspeed" if "CROSS_RANK" in environ else "torchrun"
     # DeepSpeed's launcher calls the number of ranks on a node LOCAL_SIZE.
     local_size = "LOCAL_SIZE" if "LOCAL_WORLD_SIZE" not in environ and "LOCAL_SIZE" in environ else "LOCAL_WORLD_SIZE"
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size, "MASTER_ADDR", "MASTER_PORT")
@@ -111,9 +112,9 @@ def _slurm_tasks_on_this_node(environ: Mapping[str, str], world_size: int, num_h
     text = environ.get("SLURM_STEP_TASKS_PER_NODE")
     if text is not None and "SLURM_NODEID" in environ:
         parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-        if not all(parts):
+        counts = [(int(part[1]), int(part[2] or 1)) for part in parts if part is not None]
+        if len(counts) < len(parts):
             raise ConfigError(f"launch: SLURM_STEP_TASKS_PER_NODE={text!r} is not a list of counts such as 4(x2),3")
-        counts = [(int(part[1]), int(part[2] or 1)) for part in parts]
         node = _integer(environ, "SLURM_NODEID")
         for tasks, nodes in counts:
             if node < nodes:
@@ -172,14 +173,15 @@ def _expand_ranges(ranges: str, nodelist: str) -> list[str]:
     numbers: list[str] = []
     for part in ranges.split(","):
         match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        begin, end = (match[1], match[2] or match[1]) if match else ("1", "0")
+        first, last = int(begin), int(end)
         if last < first or last - first >= MAX_HOSTS:
             raise ConfigError(f"launch: cannot read the range {part!r} in the Slurm node list {nodelist!r}")
-        numbers += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+        numbers += [str(number).zfill(len(begin)) for number in range(first, last + 1)]
     return numbers
 
 
-def _require(environ: Mapping[str, str], names, launcher: str) -> None:
+def _require(environ: Mapping[str, str], names: Sequence[str], launcher: Launcher) -> None:
     missing = [name for name in names if not environ.get(name)]
     if missing:
         present = [name for name in names if environ.get(name)]

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -82,11 +82,17 @@ class Parallel:
         """Whether a rank of this copy of the model (TP x PP) is to stop. Collective over those ranks.
 
         For work of which data-parallel ranks do different amounts: break off, and `poll` where all of them meet. A
-        reason to stop remains, hence that poll raises.
+        reason to stop remains, hence that poll raises; see
+        `stop_together`.
         """
         self.watch.beat()
         must_stop, block = self.watch.exchange_reasons() is not None, self.stop_groups.block
         return must_stop if block is None else highest(must_stop, block) > 0
+
+    def stop_together(self) -> NoReturn:
+        """The `poll` of a rank that has broken off its work because of `block_must_stop`: it always raises."""
+        self.poll()
+        raise RuntimeError("this rank has broken off its work, but no rank is to stop")
 
     def broadcast_from_last_stage(self, tensor: Tensor) -> Tensor:
         """Overwrite `tensor` on every pipeline stage with the last stage's; same shape and dtype everywhere."""

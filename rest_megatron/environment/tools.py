@@ -1,4 +1,4 @@
-"""The user's tools, which answer the assistant between its turns.
+"""The user's tools, which answer the assistant between its turns: the one environment that answers act on today.
 
     def respond(response: str, messages: list[dict], *, prompt: str) -> list[dict] | None: ...
 
@@ -116,9 +116,11 @@ class Tools:
             raise DataError(f"{self.name} returned {error}, on {excerpt(response)}") from error
 
 
-def load_tools(config: Config) -> Tools:
-    """Those of rollout.tools. Raises ConfigError when the function cannot be loaded, or called as it must be."""
+def load_tools(config: Config) -> Tools | None:
+    """Those of rollout.tools, None without any. Raises ConfigError for a function that cannot be loaded or called."""
     name, where = config.rollout.tools, config.where("rollout.tools")
+    if name is None:
+        return None
     function = load_function("rollout.tools", name, where, CALL, "", [], prompt="")
     return Tools(function, f"rollout.tools={name}", config.rollout.tools_timeout)
 

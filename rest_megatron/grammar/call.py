@@ -47,7 +47,8 @@ _USUAL = re.compile(
     % _PARTS,
     re.VERBOSE,
 )
-# The end of the object, or one member with its value. The last group that matched says how far that went.
+# The end of the object, or one member with its value; matches anywhere, if only nothing. The last group that matched
+# says how far that went.
 _MEMBER = re.compile(
     rb"""[ \t\r\n,]*+
     (?: (?P<end> } )
@@ -66,6 +67,7 @@ _MEMBER = re.compile(
     % _PARTS,
     re.VERBOSE,
 )
+# Matches anywhere, too.
 _NEXT_BRACKET = re.compile(rb'%(flat)b(?:(?P<open>[{\[])|(?P<close>[}\]])|"%(inside)b(?:\\\Z)?)?' % _PARTS)
 
 
@@ -73,10 +75,11 @@ def read_call(text: bytes, start: int) -> CallSpan:
     """The call that opens with the brace at `text[start]`; it ends at the first byte that cannot belong to it."""
     if usual := _USUAL.match(text, start):
         return CallSpan(start, usual.end(), True, False, (usual.span("name"),), (usual.span("parameters"),), ())
-    names, parameters, others = [], [], []
+    names: list[Span] = []
+    parameters: list[Span] = []
+    others: list[Span] = []
     pos, closed, too_deep, complete = start + 1, False, False, True
-    while complete and len(others) < MAX_ENTRIES:
-        member = _MEMBER.match(text, pos)
+    while complete and len(others) < MAX_ENTRIES and (member := _MEMBER.match(text, pos)):
         pos, reached = member.end(), member.lastgroup
         if reached in (None, "end", "key"):
             closed = reached == "end"
@@ -112,8 +115,7 @@ def _nested_end(text: bytes, pos: int) -> tuple[int, bool, bool]:
     Brackets are counted, not paired: that is for json.
     """
     depth = 2  # with the call's own brace
-    while depth > 1:
-        bracket = _NEXT_BRACKET.match(text, pos)
+    while depth > 1 and (bracket := _NEXT_BRACKET.match(text, pos)):
         pos = bracket.end()
         if bracket.lastgroup == "close":
             depth -= 1

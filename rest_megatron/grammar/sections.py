@@ -2,7 +2,7 @@
 
 Token regions (`method/regions.py`) and rewards (`reward/parse.py`) both read the spans found here, so they cannot
 disagree about what a byte is. `split` takes any bytes. It finds spans, it does not judge them: a truncated or broken
-answer gives the spans that can be told.
+answer gives the spans that can be found.
 
 Tags count by their place. Inside the thought, a JSON string or a tagged response a tag is text:
 - A thought ends at a `</think>`: where responses have tags, at one that an action (a tool_call or a response) follows.
@@ -47,16 +47,19 @@ def split(text: bytes, grammar: Grammar = TOOLRL, *, think_open: bool = False) -
     think_open: the prompt has opened the thought (see `opens_think`), so the answer begins inside it. ValueError
     where the grammar has no thought.
     """
-    if think_open and grammar.think is None:
-        raise ValueError("the prompt opens a thought, but answers of this grammar have none; use toolrl or hermes")
-    start, body_start = (0, 0) if think_open else _thought_start(text, grammar)
+    think = grammar.think
+    if think is None:
+        if think_open:
+            raise ValueError("the prompt opens a thought, but answers of this grammar have none; use toolrl or hermes")
+        return _actions(text, 0, grammar)
+    start, body_start = (0, 0) if think_open else _thought_start(text, think.open, grammar)
     if start == -1:
         return _actions(text, 0, grammar)
-    ends = _thought_ends(text, body_start, grammar)
+    ends = _thought_ends(text, body_start, think.close, grammar)
     if not ends:
         return [Section(Kind.THINK, start, body_start, len(text), len(text), closed=False)]
     for end in ends:
-        after = end + len(grammar.think.close)
+        after = end + len(think.close)
         actions = _actions(text, after, grammar)
         if actions and not outside(text, actions, after) and all(_sound(text, part, grammar) for part in actions):
             break
@@ -80,25 +83,25 @@ def gaps(text: bytes, sections: list[Section], start: int = 0) -> list[Span]:
     return list(zip(begins, ends, strict=True))
 
 
-def _thought_start(text: bytes, grammar: Grammar) -> Span:
-    """Where the thought's tag begins and ends, or (-1, -1)."""
-    start = text.find(grammar.think.open) if grammar.think else -1
+def _thought_start(text: bytes, tag: bytes, grammar: Grammar) -> Span:
+    """Where the thought's opening tag begins and ends, or (-1, -1)."""
+    start = text.find(tag)
     if start == -1:
         return -1, -1
     before_actions = start < _find(grammar.action, text, 0)
     meant = before_actions if grammar.think_required else not text[:start].strip()
-    return (start, start + len(grammar.think.open)) if meant else (-1, -1)
+    return (start, start + len(tag)) if meant else (-1, -1)
 
 
-def _thought_ends(text: bytes, start: int, grammar: Grammar) -> list[int]:
+def _thought_ends(text: bytes, start: int, close: bytes, grammar: Grammar) -> list[int]:
     """Where the thought may end: first and last `</think>` before an action, else the last one of all."""
-    close = grammar.think.close
-    last, followed = -1, []
+    last = -1
+    followed: list[int] = []
     pos = text.find(close, start)
     while pos != -1:
         last = pos
         after = pos + len(close)
-        if grammar.response is None or grammar.action.match(text, _SPACE.match(text, after).end()):
+        if grammar.response is None or grammar.action.match(text, _past(_SPACE, text, after)):
             followed.append(pos)
         pos = text.find(close, after)
     if followed:
@@ -121,10 +124,10 @@ def _actions(text: bytes, start: int, grammar: Grammar) -> list[Section]:
         sections.append(bare)
         pos = bare.end
     while len(sections) < MAX_ENTRIES and (action := grammar.action.search(text, pos)):
-        if action.group() == grammar.tool_call.open:
-            sections.append(_tool_call(text, action.start(), action.end(), grammar))
+        if grammar.response and action.group() == grammar.response.open:
+            sections.append(_tagged_response(text, action.start(), action.end(), grammar.response.close))
         else:
-            sections.append(_tagged_response(text, action.start(), action.end(), grammar))
+            sections.append(_tool_call(text, action.start(), action.end(), grammar))
         pos = sections[-1].end
     return sections if grammar.response else _with_text(text, sections, start)
 
@@ -141,11 +144,11 @@ def _with_text(text: bytes, sections: list[Section], start: int) -> list[Section
     return sorted([*sections, *responses], key=lambda section: section.start)
 
 
-def _tagged_response(text: bytes, start: int, body_start: int, grammar: Grammar) -> Section:
-    body_end = text.find(grammar.response.close, body_start)
+def _tagged_response(text: bytes, start: int, body_start: int, close: bytes) -> Section:
+    body_end = text.find(close, body_start)
     if body_end == -1:
         return Section(Kind.RESPONSE, start, body_start, len(text), len(text), closed=False)
-    end = body_end + len(grammar.response.close)
+    end = body_end + len(close)
     return Section(Kind.RESPONSE, start, body_start, body_end, end, closed=True)
 
 
@@ -154,7 +157,7 @@ def _bare_calls(text: bytes, start: int, grammar: Grammar) -> Section | None:
 
     Other JSON is a response.
     """
-    start = _SPACE.match(text, start).end()
+    start = _past(_SPACE, text, start)
     if not text.startswith(b"{", start):
         return None
     first = read_call(text, start)
@@ -165,8 +168,9 @@ def _bare_calls(text: bytes, start: int, grammar: Grammar) -> Section | None:
 
 def _tool_call(text: bytes, start: int, body_start: int, grammar: Grammar) -> Section:
     """Calls up to the end of their block. After an error inside a call the rest of its line is junk."""
-    calls, junk = [], []
-    pos = _SPACE.match(text, body_start).end()
+    calls: list[CallSpan] = []
+    junk: list[Span] = []
+    pos = _past(_SPACE, text, body_start)
     while pos < len(text) and not text.startswith(grammar.block_end, pos):
         skipped = _SPACE
         if len(calls) + len(junk) >= MAX_ENTRIES:
@@ -181,10 +185,16 @@ def _tool_call(text: bytes, start: int, body_start: int, grammar: Grammar) -> Se
             resume = _find(grammar.after_junk, text, pos)
         if resume > pos:
             junk.append((pos, resume))
-        pos = skipped.match(text, resume).end()
+        pos = _past(skipped, text, resume)
     closed = not grammar.tool_call.close or pos < len(text)
     end = pos + len(grammar.tool_call.close) if closed else pos
     return Section(Kind.TOOL_CALL, start, body_start, pos, end, closed, tuple(calls), tuple(junk))
+
+
+def _past(pattern: re.Pattern[bytes], text: bytes, pos: int) -> int:
+    """End of the match at `pos`, or `pos`."""
+    match = pattern.match(text, pos)
+    return match.end() if match else pos
 
 
 def _find(pattern: re.Pattern[bytes], text: bytes, pos: int) -> int:

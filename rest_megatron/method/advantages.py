@@ -1,4 +1,4 @@
-"""Advantages: one number per response, from the scores of its group; and DAPO's penalty on long answers."""
+"""Advantages: one number per answer, from the scores of its group; and DAPO's penalty on long answers."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ EPSILON = 1e-6
 
 
 def group_relative(scores: Tensor, *, normalize_by_std: bool) -> Tensor:
-    """float32 [N, G]: score minus the group's mean, over its sample standard deviation + 1e-6 if asked.
+    """float32 [N, G]: score minus the group's mean, over its sample standard deviation + 1e-6 with `normalize_by_std`.
 
     GRPO (arXiv 2402.03300); without the deviation Dr.GRPO (arXiv 2503.20783).
     scores: [N, G], G answers to each of N prompts. A group whose scores are all equal gets exactly 0.

@@ -6,19 +6,21 @@ With sums in place of means, the loss does not depend on how the mini-batch is c
 import torch
 from torch import Tensor
 
+from rest_megatron.config.method import LossAggregation
+
 
 def loss_weights(
     token_weights: Tensor,
     sequence_index: Tensor,
     num_sequences_global: int,
-    mode: str,
+    mode: LossAggregation,
     total_weight_global: float,
     max_new_tokens: int,
 ) -> Tensor:
     """float32 [T] such that the sum of loss_weights * token_loss over all tokens of all ranks is the loss.
 
-    token_weights: [T]. sequence_index: [T], which sequence of this call each token belongs to; a sequence is whole.
-    num_sequences_global: sequences in the global mini-batch. total_weight_global: sum of token weights in it.
+    token_weights: [T]. sequence_index: [T], which answer of this call each token belongs to; an answer is whole.
+    num_sequences_global: answers in the global mini-batch. total_weight_global: sum of token weights in it.
     max_new_tokens: the longest answer a run allows. A mode reads only its own.
 
     seq-mean-token-mean:      w_t / T_i / num_sequences_global             (1/G sum_i 1/T_i sum_t, the paper's loss)

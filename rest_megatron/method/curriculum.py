@@ -1,4 +1,4 @@
-"""What regions weigh at one point of a run: the rule of Eq. 9, then the curriculum (arXiv 2509.21826, Eq. 16-17)."""
+"""What regions weigh at one point of a run: the rule, then the curriculum over it (arXiv 2509.21826, Eq. 16-17)."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from rest_megatron.method.weights import region_switches, region_weights
 def scheduled_weights(statistic: Tensor, progress: float, feedback: FeedbackState, settings: WeightsConfig) -> Tensor:
     """Rule, curriculum and switches, one after the other: float64 of the statistic's shape.
 
-    statistic: [4], or [N, 4] with a row per response, as for `region_weights`. progress drives the linear curriculum,
+    statistic: [4], or [N, 4] with a row per answer, as for `region_weights`. progress drives the linear curriculum,
     feedback the other one.
     """
     weights = region_weights(statistic, settings)
@@ -25,7 +25,7 @@ def scheduled_weights(statistic: Tensor, progress: float, feedback: FeedbackStat
 def anneal(region_weights: Tensor, progress: float, settings: WeightsConfig) -> Tensor:
     """Eq. 16-17: the region weights at progress nu in [0, 1], of the input's shape; the input is not changed.
 
-    region_weights: [4], or [N, 4] with a row per response.
+    region_weights: [4], or [N, 4] with a row per answer.
     linear:  format      max(w_min, w - a_f nu)
              parameters  min(w_max, w + a_p nu)
              cot         min(w_max, w + a_t nu)

@@ -13,12 +13,15 @@ A saturation moves by at most `feedback_rate` a step, so a weight moves by at mo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.regions import Region
+
+T = TypeVar("T")
 
 MEASURED = (Region.FORMAT, Region.TOOL_NAME, Region.PARAMETERS)
 SMOOTHING = 0.9  # momentum of the accuracies' running mean: about the last ten steps
@@ -77,7 +80,7 @@ def update_feedback(state: FeedbackState, accuracy: Sequence[float | None], sett
 def shift(region_weights: Tensor, state: FeedbackState, settings: WeightsConfig) -> Tensor:
     """The region weights after saturated regions have handed theirs on, of the input's shape.
 
-    region_weights: [4], or [N, 4] with a row per response; not changed.
+    region_weights: [4], or [N, 4] with a row per answer; not changed.
     """
     saturation = torch.tensor([0.0, *state.saturation, 0.0], dtype=torch.float64, device=region_weights.device)
     moved = region_weights - settings.feedback_shift * saturation.diff()
@@ -100,5 +103,5 @@ def _update_region(state: FeedbackState, region: Region, value: float, settings:
     )
 
 
-def _with(values: tuple, position: int, value: float | int) -> tuple:
+def _with(values: tuple[T, ...], position: int, value: T) -> tuple[T, ...]:
     return (*values[:position], value, *values[position + 1 :])

@@ -76,7 +76,7 @@ def reference_weights(token_pieces: Sequence[bytes], *, step: int, answer_length
 def _spans(text: str, step: int) -> dict[float, list[Span]]:
     """The spans of characters of each weight."""
     rising = BASE_WEIGHT + RISE_PER_STEP * step
-    spans = defaultdict(list)
+    spans: defaultdict[float, list[Span]] = defaultdict(list)
     for name, tag in _TAGS.items():
         for opening, closing in _pairs(tag, text):
             spans[TAG_WEIGHT] += [opening.span(), closing.span()]
@@ -84,8 +84,8 @@ def _spans(text: str, step: int) -> dict[float, list[Span]]:
                 spans[min(rising, TAG_WEIGHT)].append((opening.end(), closing.start()))
     for opening, closing in _pairs(_CALL_TAG, text):
         inside = opening.end(), closing.start()
-        if name := _NAME.search(text, *inside):
-            spans[NAME_WEIGHT].append(name.span(1))
+        if called := _NAME.search(text, *inside):
+            spans[NAME_WEIGHT].append(called.span(1))
         if (key := _PARAMETERS.search(text, *inside)) and (found := _first_object(text, key.end(), closing.start())):
             spans[min(rising, NAME_WEIGHT)].append(found)
     return spans

@@ -1,13 +1,13 @@
-"""From measured entropies to one weight per token (arXiv 2509.21826, Theorem 2 and Eq. 9).
+"""From measured entropies to one weight per token (arXiv 2509.21826, Lemma 2, Theorem 2 and Eq. 9).
 
-The gradient of a response is sum_t w_t A s_t with s_t the score of token t and beta_t a bound of E||s_t||^2. Its
+The gradient of an answer is sum_t w_t A s_t with s_t the score of token t and beta_t a bound of E||s_t||^2. Its
 variance bound sum_t w_t^2 beta_t, at mean weight 1, is smallest for
 
     w_t = (T / sum_u 1/beta_u) / beta_t .                                                            (Theorem 2)
 
 With entropy H, collision c = sum_v p_v^2 and last hidden state h, E||s_t||^2 is exactly 1 - c for the logits and
 (1 - c) ||h||^2 for the LM head, and 1 - c <= 1 - exp(-H) (Lemma 2). In practice beta is taken per region, from the
-mean of a statistic over the region's tokens, of the whole batch or of one response: RULES below (Eq. 9).
+mean of a statistic over the region's tokens, of the whole batch or of one answer: RULES below (Eq. 9).
 
 Weights that differ between tokens change the expected gradient: a deliberate bias for less variance.
 
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.config.method import WeightsConfig, WeightsRule
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.means import mean_by
 from rest_megatron.method.regions import Region
@@ -46,7 +46,7 @@ class Rule:
 
 
 # A new rule is a row here and a choice of `weights.rule`. expm1 keeps 1 - exp(-H) exact for small H.
-RULES = {
+RULES: dict[WeightsRule, Rule] = {
     "score_bound": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
     "inverse_entropy": Rule("1/H", {"entropy"}, lambda h, c, norm: h, torch.reciprocal),
     "collision": Rule("1/(1-c)", {"collision"}, lambda h, c, norm: 1.0 - c, torch.reciprocal),
@@ -81,7 +81,7 @@ class WeightState:
         return cls(mean, FeedbackState.from_dict(values["feedback"]))
 
 
-def token_statistic(rule: str, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:
+def token_statistic(rule: WeightsRule, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:
     """float64 [T]: what `rule` averages over a region's tokens, see RULES.
 
     entropy: [T] in nats; collision: [T] in [0, 1]; hidden_norm_squared: [T], ||h||^2. A rule reads only its own.
@@ -103,9 +103,9 @@ def region_sums(values: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
-    """float64 [N, 4]: the mean of `values` in each region of each response, nan for a region it does not have.
+    """float64 [N, 4]: the mean of `values` in each region of each answer, nan for a region it does not have.
 
-    values: [T]; regions: [T] Region; sequence_index: [T] in [0, num_sequences), the response of each token.
+    values: [T]; regions: [T] Region; sequence_index: [T] in [0, num_sequences), the answer of each token.
     """
     _same_shape(values=values, regions=regions, sequence_index=sequence_index)
     cell = sequence_index * len(Region) + regions
@@ -130,7 +130,7 @@ def update_running_mean(state: Tensor | None, sums: Tensor, counts: Tensor, mome
 def region_weights(statistic: Tensor, settings: WeightsConfig) -> Tensor:
     """The rule of Eq. 9, normalised to mean 1 over the regions seen, then clamped: float64 of the input's shape.
 
-    statistic: [4], or [N, 4] with a row per response; nan for a region not seen, which weighs 1.
+    statistic: [4], or [N, 4] with a row per answer; nan for a region not seen, which weighs 1.
     Statistics below STATISTIC_FLOOR count as the floor, so the weight of a sure region is finite.
     Raises ValueError for a rule without a statistic.
     """
@@ -154,11 +154,11 @@ def region_switches(settings: WeightsConfig) -> Tensor:
 
 
 def token_weights(region_weights: Tensor, regions: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:
-    """float32 [T]: each token's region weight, divided by its sequence's mean, so that every sequence has mean 1.
+    """float32 [T]: each token's region weight, divided by its answer's mean, so that every answer has mean 1.
 
-    region_weights: [4], or [num_sequences, 4] with a row per sequence, at least 0. regions: [T] Region.
-    sequence_index: [T] in [0, num_sequences), the sequence of each token. The mean is over all tokens of a sequence;
-    one whose tokens all weigh 0 keeps its zeros. Rescales the gradient of a response, never its sign.
+    region_weights: [4], or [num_sequences, 4] with a row per answer, at least 0. regions: [T] Region.
+    sequence_index: [T] in [0, num_sequences), the answer of each token. The mean is over all tokens of an answer;
+    one whose tokens all weigh 0 keeps its zeros. Rescales the gradient of an answer, never its sign.
     """
     _same_shape(regions=regions, sequence_index=sequence_index)
     weights = region_weights.double().expand(num_sequences, -1)[sequence_index, regions]
@@ -172,7 +172,7 @@ def require_finite(sums: Tensor) -> None:
         raise ValueError(f"region sums {sums.tolist()} (format, tool name, parameters, cot) are not finite")
 
 
-def _rule(name: str) -> Rule:
+def _rule(name: WeightsRule) -> Rule:
     if name not in RULES:
         raise ValueError(f"rule {name!r} does not follow from statistics; use one of {', '.join(RULES)}")
     return RULES[name]

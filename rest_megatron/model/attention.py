@@ -5,10 +5,13 @@ When Transformer Engine is chosen it computes the packed training path; sampling
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
@@ -35,17 +38,18 @@ class PackedSequences(PackedSeqParams):
 
 
 class KeyValueCache:
-    """Keys and values of one layer, [batch, groups, capacity, dim], filled from the left."""
+    """Keys and values of one layer, [batch, groups, capacity, dim], filled from the left; empty until `append`."""
 
-    def __init__(self, capacity: int):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [batch, groups, new, dim]; return all stored so far."""
-        if self.keys is None:
+        if self.length == 0:
             batch, groups, _, dim = keys.shape
             self.keys = keys.new_empty(batch, groups, self.capacity, dim)
             self.values = values.new_empty(batch, groups, self.capacity, dim)
@@ -65,15 +69,15 @@ class CoreAttention(nn.Module):
 
     def __init__(
         self,
-        config,
-        layer_number,
-        attn_mask_type,
-        attention_type,
-        attention_dropout=None,
-        softmax_scale=None,
-        cp_comm_type=None,
-        pg_collection=None,
-    ):
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
         super().__init__()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
@@ -106,8 +110,9 @@ class CoreAttention(nn.Module):
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        pieces = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-        out = [self._attend(*(x.transpose(0, 1).unsqueeze(0) for x in piece), None) for piece in pieces]
+        # Each tensor as sequences [1, heads, tokens, dim].
+        pieces = ([x.transpose(0, 1).unsqueeze(0) for x in whole.split(lengths)] for whole in (query, key, value))
+        out = [self._attend(q, k, v, None) for q, k, v in zip(*pieces, strict=True)]
         return torch.cat([x.squeeze(0).transpose(0, 1) for x in out]).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -141,7 +146,14 @@ def transformer_engine_attention() -> type[nn.Module]:
     class TransformerEngineAttention(CoreAttention):
         """Packed sequences through Transformer Engine, everything else through SDPA."""
 
-        def __init__(self, config, layer_number, attn_mask_type, attention_type, **kwargs):
+        def __init__(
+            self,
+            config: TransformerConfig,
+            layer_number: int,
+            attn_mask_type: AttnMaskType,
+            attention_type: str,
+            **kwargs: Any,
+        ) -> None:
             super().__init__(config, layer_number, attn_mask_type, attention_type, **kwargs)
             self.packed_attention = TEDotProductAttention(
                 config, layer_number, attn_mask_type, attention_type, **kwargs
@@ -149,15 +161,15 @@ def transformer_engine_attention() -> type[nn.Module]:
 
         def forward(
             self,
-            query,
-            key,
-            value,
-            attention_mask=None,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None = None,
             *,
-            attn_mask_type=None,
-            attention_bias=None,
-            packed_seq_params=None,
-        ):
+            attn_mask_type: AttnMaskType | None = None,
+            attention_bias: Tensor | None = None,
+            packed_seq_params: PackedSeqParams | None = None,
+        ) -> Tensor:
             if packed_seq_params is None:
                 return super().forward(query, key, value, attention_mask)
             out = self.packed_attention(

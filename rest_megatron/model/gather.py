@@ -1,6 +1,7 @@
 """Whole Hugging Face tensors of each pipeline stage: gathered one at a time, planned into files, and written."""
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,25 +92,15 @@ def write_stage(
     Raises CheckpointError there, but only after its part in the gathering: the others would wait for it.
     """
     problem: CheckpointError | None = None
-    pending: dict[str, Tensor] = {}
-    current = None
-
-    def flush() -> None:
-        nonlocal problem, pending
-        if pending and problem is None:
+    gathered = gather_tensors(policy, parallel, lambda parameter: parameter.data)
+    for file, tensors in groupby(gathered, key=lambda named: plan[named[0]].file):
+        held = {name: tensor for name, tensor in tensors if tensor is not None}
+        if held and problem is None:
             try:
-                written(_write_file(directory / current, pending))
+                written(_write_file(directory / file, held))
             except CheckpointError as error:
                 problem = error
-        pending = {}
-
-    for name, tensor in gather_tensors(policy, parallel, lambda parameter: parameter.data):
-        if plan[name].file != current:
-            flush()
-        current = plan[name].file
-        if tensor is not None:
-            pending[name] = tensor
-    flush()
+        held.clear()  # before the next file's are gathered
     if problem is not None:
         raise problem
 

@@ -43,7 +43,7 @@ class Safetensors:
     Raises CheckpointError for a missing or truncated file, and for missing, unknown or misshapen tensors.
     """
 
-    def __init__(self, directory: Path, hf: PreTrainedConfig):
+    def __init__(self, directory: Path, hf: PreTrainedConfig) -> None:
         self.directory = directory
         self.handles = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -72,7 +72,7 @@ class Safetensors:
 class RandomWeights:
     """Seeded initial weights, the same on every layout: norms 1, biases 0, matrices normal(0, initializer_range)."""
 
-    def __init__(self, seed: int, hf: PreTrainedConfig):
+    def __init__(self, seed: int, hf: PreTrainedConfig) -> None:
         self.seed = seed
         self.std = hf.initializer_range
         self.order = {name: i for i, name in enumerate(expected_tensors(hf))}
@@ -84,7 +84,7 @@ class RandomWeights:
             return fill(piece.local_shape(tp_size))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order[piece.name])
         whole = torch.empty(piece.shape).normal_(0.0, self.std, generator=generator)
-        return whole.chunk(tp_size, dim=piece.dim)[tp_rank]
+        return whole if piece.dim is None else whole.chunk(tp_size, dim=piece.dim)[tp_rank]
 
 
 def weight_source(model: ModelConfig, seed: int, hf: PreTrainedConfig) -> WeightSource:
@@ -135,7 +135,7 @@ def load_weights(policy: Policy, source: WeightSource, parallel: Parallel) -> No
     for mapped in mapped_parameters(policy):
         pieces = [source.read(piece, parallel.tp_rank, parallel.tp_size) for piece in mapped.pieces]
         mapped.parameter.copy_(merge(pieces, groups))
-        mapped.parameter.tensor_model_parallel = mapped.dim is not None
+        mapped.parameter.tensor_model_parallel = mapped.dim is not None  # type: ignore[attr-defined]  # Megatron's mark
 
 
 def export(

@@ -62,7 +62,7 @@ def pieces_of(name: str, hf: PreTrainedConfig, layer_number: int | None) -> list
         "self_attention.linear_proj.weight": [Piece(attn + "o_proj.weight", (h, q), 1)],
         "mlp.linear_fc1.weight": [Piece(mlp + f"{x}_proj.weight", (f, h), 0) for x in ("gate", "up")],
         "mlp.linear_fc2.weight": [Piece(mlp + "down_proj.weight", (h, f), 1)],
-    }[_LAYER.fullmatch(name).group(2)]
+    }[name.split(".", maxsplit=3)[-1]]
 
 
 def merge(pieces: list[Tensor], groups: int) -> Tensor:

@@ -3,7 +3,8 @@
 `Policy` holds this rank's model chunks (several under virtual pipelining) as one module for one DeepSpeed engine.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,9 @@ def transformer_config(hf: PreTrainedConfig, config: Config, parallel: Parallel)
     return TransformerConfig(**{**fields, **config.megatron})
 
 
-def layer_spec(megatron: TransformerConfig, core_attention: type[nn.Module], vp_stage: int | None):
+def layer_spec(
+    megatron: TransformerConfig, core_attention: type[nn.Module], vp_stage: int | None
+) -> TransformerBlockSubmodules:
     """Megatron's local layer spec with our norm and attention, for the layers this chunk builds."""
     spec = get_gpt_layer_local_spec(qk_layernorm=megatron.qk_layernorm, normalization="RMSNorm")
     layer, attention = spec.submodules, spec.submodules.self_attention.submodules
@@ -145,7 +148,7 @@ def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> typ
 class Chunk(GPTModel):
     """A GPTModel that ends with its last hidden states; `head` does the rest."""
 
-    def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
+    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """Hidden states [s, b, h] (s / TP under sequence parallelism)."""
         return hidden_states
 
@@ -180,13 +183,14 @@ class Chunk(GPTModel):
 class Policy(nn.Module):
     """This rank's chunks. `forward(i, ...)` runs chunk i; DeepSpeed sees one module."""
 
-    def __init__(self, hf: PreTrainedConfig, config: Config, parallel: Parallel):
+    def __init__(self, hf: PreTrainedConfig, config: Config, parallel: Parallel) -> None:
         super().__init__()
         self.hf = hf
         self.megatron = transformer_config(hf, config, parallel)
         attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
-        self.chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
+        chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
+        self.chunks = cast(Sequence[Chunk], chunks)  # as a ModuleList it would have modules of any kind
 
     def _chunk(self, attention: type[nn.Module], vp_stage: int | None) -> Chunk:
         first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -206,6 +210,6 @@ class Policy(nn.Module):
         chunk.rotary_pos_emb.inv_freq = inverse_frequencies(self.hf).to(device)
         return chunk
 
-    def forward(self, index: int, **kwargs) -> Tensor:
+    def forward(self, index: int, **kwargs: Any) -> Tensor:
         """Run chunk `index`: hidden states for the next stage, or for the head."""
         return self.chunks[index](**kwargs)

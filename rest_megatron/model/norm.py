@@ -5,7 +5,10 @@ The difference is 3.7e-3 in bf16, enough to see between trainer and rollout engi
 here is Hugging Face's, so bf16 results are bitwise equal to `Qwen3RMSNorm`, `Qwen2RMSNorm` and `LlamaRMSNorm`.
 """
 
+from typing import Any
+
 import torch
+from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 
@@ -13,13 +16,13 @@ class _RMSNormFunction(torch.autograd.Function):
     """y = weight * round(x * rstd), rstd = rsqrt(mean(x^2) + eps). Saves x and rstd, not the float32 copy."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out, rstd = _normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
         wide = x.float()
         normed = (wide * rstd).to(x.dtype)
@@ -37,11 +40,11 @@ class RMSNorm(nn.Module):
     `weight.sequence_parallel` tells `gradients.py` that each rank saw only its part of the sequence.
     """
 
-    def __init__(self, config, hidden_size: int, eps: float = 1e-6, **_):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__()
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ RISE = 0.002  # of the accuracy, per step of the window: less is noise, which a 
 
 @dataclass
 class _State:
-    """The last window of each quantity, and what the windows before are remembered by."""
+    """The last window of each quantity, and what is remembered of the windows before."""
 
     lengths: list[float] = field(default_factory=list)
     formats: list[float] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Alarms:
 
     @classmethod
     def from_dict(cls, settings: AlarmsConfig, state: Mapping) -> "Alarms":
-        """The alarms that `to_dict` describes; they go on exactly as those would have."""
+        """The alarms that `to_dict` describes, which resume exactly where those were."""
         alarms = cls(settings)
         alarms._state = _State(**deepcopy(dict(state)))
         return alarms

@@ -4,12 +4,13 @@ As terminal text, and as a static HTML page. The scale of colours is the same fo
 orange above, full at 0 and at 2.
 """
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
-from rest_megatron.observe.page import COLORS, escape, page, table
+from rest_megatron.observe.page import render
+from rest_megatron.observe.picture import COLORS
 from rest_megatron.observe.regions import REGIONS
 from rest_megatron.observe.response import Response, visible
 from rest_megatron.utils.text import text_table
@@ -20,13 +21,22 @@ LETTERS = dict(zip(REGIONS, "FNPC", strict=True))
 BACKGROUNDS = (75, 111, 117, 153, 189, 231, 230, 223, 216, 215, 209)
 RENDITIONS = dict(zip(REGIONS, ("", ";1;4", ";4", ";3"), strict=True))
 LOW, MIDDLE, HIGH = (110, 165, 225), (255, 255, 255), (245, 150, 60)
-STYLE = """\
-.answer { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/2 ui-monospace, monospace; }
-.answer span, .key { border-bottom: 3px solid; padding: 1px 0; }
-.token { white-space: pre; padding: .1rem .4rem; font-family: ui-monospace, monospace; }
-""" + "".join(
-    f".{region} {{ border-color: {color} !important; }}\n" for region, color in zip(REGIONS, COLORS, strict=False)
-)
+SCALE = (0.0, 0.5, 1.0, 1.5, 2.0)
+
+
+class Token(NamedTuple):
+    """One token as the page shows it."""
+
+    text: str
+    line: str
+    """The text on one line."""
+    id: int
+    region: str
+    background: str
+    title: str
+    """All that is known of it, in words."""
+    numbers: list[str]
+    """Its measures and its weight, "" for one it lacks."""
 
 
 def terminal_text(response: Response, *, colors: bool) -> str:
@@ -43,16 +53,16 @@ def terminal_text(response: Response, *, colors: bool) -> str:
 
 def html_page(response: Response, title: str) -> str:
     """The answer as a page: facts, tokens, sums of each region, and a table with one row per token."""
-    key = " &nbsp; ".join(f'<span class="key {region}">{region}</span>' for region in REGIONS)
-    scale = "".join(f'<span style="{_background(w / 4)}">&nbsp;{w / 4:g}&nbsp;</span>' for w in range(0, 9, 2))
-    body = [
-        table((), list(response.facts.items())),
-        f"<h2>Answer</h2>\n<p>{key} &nbsp; weight {scale}</p>",
-        f'<div class="answer">{"".join(_span(response, i) for i in range(len(response.ids)))}</div>',
-        f"<h2>Regions</h2>\n{table(*_region_table(response))}",
-        f"<h2>Tokens</h2>\n{_token_table(response)}",
-    ]
-    return page(title, "\n".join(body), STYLE)
+    return render(
+        "heatmap",
+        title=title,
+        facts=list(response.facts.items()),
+        regions=dict(zip(REGIONS, COLORS, strict=False)),
+        scale=[(f"{weight:g}", _background(weight)) for weight in SCALE],
+        tokens=[_token(response, i) for i in range(len(response.ids))],
+        sums=_region_table(response),
+        headings=[*(HEADINGS[name] for name in response.measures), "weight"],
+    )
 
 
 def _runs(response: Response) -> list[tuple[str, float, str]]:
@@ -82,33 +92,25 @@ def _terminal_run(region: str, weight: float, text: str, *, colors: bool) -> str
 
 
 def _background(weight: float) -> str:
-    """CSS of a weight's colour."""
+    """A weight's colour, as CSS."""
     far, share = (LOW, 1 - weight) if weight < 1 else (HIGH, min(weight, 2.0) - 1)
     red, green, blue = (round(m + share * (f - m)) for m, f in zip(MIDDLE, far, strict=True))
-    return f"background:rgb({red},{green},{blue})"
+    return f"rgb({red},{green},{blue})"
 
 
-def _span(response: Response, i: int) -> str:
-    region, weight = response.regions[i], response.weights[i]
-    measures = [
-        f"{HEADINGS[name]} {text}" for name, text in zip(response.measures, _measures(response, i), strict=True) if text
-    ]
-    title = ", ".join([region, f"weight {weight:.3f}", *measures])
-    text = html.escape(response.texts[i])
-    return f'<span class="{region}" style="{_background(weight)}" title="{escape(title)}">{text}</span>'
-
-
-def _token_table(response: Response) -> str:
-    header = ["token", "id", "region", *(HEADINGS[name] for name in response.measures), "weight"]
-    rows = ["".join(f"<th>{name}</th>" for name in header)]
-    for i, (text, token, region, weight) in enumerate(
-        zip(response.texts, response.ids, response.regions, response.weights, strict=True)
-    ):
-        line = html.escape(text.replace("\n", ""))
-        shown = f'<td class="token {region}" style="{_background(weight)}">{line}</td>'
-        numbers = [str(token), region, *_measures(response, i), f"{weight:.3f}"]
-        rows.append(shown + "".join(f'<td class="number">{cell}</td>' for cell in numbers))
-    return "<table>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+def _token(response: Response, i: int) -> Token:
+    text, region, weight = response.texts[i], response.regions[i], response.weights[i]
+    measures = _measures(response, i)
+    known = [f"{HEADINGS[name]} {value}" for name, value in zip(response.measures, measures, strict=True) if value]
+    return Token(
+        text=text,
+        line=text.replace("\n", ""),
+        id=response.ids[i],
+        region=region,
+        background=_background(weight),
+        title=", ".join([region, f"weight {weight:.3f}", *known]),
+        numbers=[*measures, f"{weight:.3f}"],
+    )
 
 
 def _measures(response: Response, i: int) -> list[str]:

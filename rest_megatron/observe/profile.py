@@ -17,10 +17,12 @@ A number that is nan or infinite was not measured.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
+from rest_megatron.observe.page import render
+from rest_megatron.observe.picture import COLORS, subplots, to_png
 from rest_megatron.utils.text import text_table
 
 # Heading, key in a region, format.
@@ -45,15 +47,25 @@ variance: of the gradient of one group of answers around the mean over groups, +
 over the squared norm of that mean (noise to signal), which is less certain still. Token weights change the expected
 gradient, so a smaller variance alone can be a smaller gradient: read both, and take more prompts when in doubt."""
 UNKNOWN = "-"
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+
+
+class Variance(NamedTuple):
+    """The gradient's variance under uniform weights and under these, and how to read it."""
+
+    table: Table
+    change: str
+    note: str
 
 
 def profile_table(profile: Mapping) -> str:
     """The profile as text: facts, a table of regions, Lemma 2, and the gradient's variance when it was measured."""
     blocks = ["  ".join(f"{name} {value}" for name, value in _facts(profile))]
-    blocks.append(text_table(("region", *(heading for heading, _, _ in COLUMNS)), _region_rows(profile)))
-    blocks += [LEGEND, _lemma_2(profile)]
-    if profile["gradient_variance"]:
-        blocks += [text_table(VARIANCE_COLUMNS, _variance_rows(profile)), _saved(profile), VARIANCE_NOTE]
+    blocks += [text_table(*_region_table(profile)), LEGEND, _lemma_2(profile)]
+    variance = _variance(profile)
+    if variance is not None:
+        blocks += [text_table(*variance.table), variance.change, variance.note]
     return "\n\n".join(blocks)
 
 
@@ -65,25 +77,18 @@ def write_profile(directory: Path, profile: Mapping) -> Path:
     png = _draw(profile)
     (directory / "profile.png").write_bytes(png)
     path = directory / "profile.html"
-    path.write_text(page("Profile", _body(profile, png)), encoding="utf-8")
+    page = render(
+        "profile",
+        title="Profile",
+        facts=_facts(profile),
+        bars=png,
+        regions=_region_table(profile),
+        legend=LEGEND,
+        lemma_2=_lemma_2(profile),
+        variance=_variance(profile),
+    )
+    path.write_text(page, encoding="utf-8")
     return path
-
-
-def _body(profile: Mapping, png: bytes) -> str:
-    parts = [
-        table((), _facts(profile)),
-        "<h2>Regions</h2>",
-        image(png, "Entropy, score norm beside its bound, and length of each region"),
-        table(("region", *(heading for heading, _, _ in COLUMNS)), _region_rows(profile)),
-        f"<p>{escape(LEGEND)}</p><p>{escape(_lemma_2(profile))}</p>",
-    ]
-    if profile["gradient_variance"]:
-        parts += [
-            "<h2>Gradient variance</h2>",
-            table(VARIANCE_COLUMNS, _variance_rows(profile)),
-            f"<p>{escape(_saved(profile))}</p><p>{escape(VARIANCE_NOTE)}</p>",
-        ]
-    return "\n".join(parts)
 
 
 def _facts(profile: Mapping) -> list[tuple[str, str]]:
@@ -92,10 +97,11 @@ def _facts(profile: Mapping) -> list[tuple[str, str]]:
     return facts + [(name, _number(value, "{:.3f}")) for name, value in profile["reward"].items()]
 
 
-def _region_rows(profile: Mapping) -> list[tuple[str, ...]]:
-    return [
+def _region_table(profile: Mapping) -> Table:
+    rows = [
         (name, *(_number(region[key], form) for _, key, form in COLUMNS)) for name, region in profile["regions"].items()
     ]
+    return ("region", *(heading for heading, _, _ in COLUMNS)), rows
 
 
 def _lemma_2(profile: Mapping) -> str:
@@ -106,9 +112,13 @@ def _lemma_2(profile: Mapping) -> str:
     )
 
 
-def _variance_rows(profile: Mapping) -> list[tuple[str, ...]]:
-    rows = [("uniform", profile["gradient_variance"]["uniform"]), ("these", profile["gradient_variance"]["weights"])]
-    return [
+def _variance(profile: Mapping) -> Variance | None:
+    """What was measured of the gradient's variance."""
+    measured = profile["gradient_variance"]
+    if not measured:
+        return None
+    uniform, weights = measured["uniform"], measured["weights"]
+    rows = [
         (
             name,
             _number(v["variance"], "{:.4g}"),
@@ -117,13 +127,13 @@ def _variance_rows(profile: Mapping) -> list[tuple[str, ...]]:
             _number(v["relative"], "{:.4g}") if v["mean_norm_squared"] > 0 else "not measurable",
             str(v["groups"]),
         )
-        for name, v in rows
+        for name, v in (("uniform", uniform), ("these", weights))
     ]
+    return Variance((VARIANCE_COLUMNS, rows), _variance_change(uniform, weights), VARIANCE_NOTE)
 
 
-def _saved(profile: Mapping) -> str:
+def _variance_change(uniform: Mapping, weights: Mapping) -> str:
     """How the weights change the two variances, in words."""
-    uniform, weights = profile["gradient_variance"]["uniform"], profile["gradient_variance"]["weights"]
     lost = [
         f"{_number(v['mean_norm_squared'], '{:.4g}')} of {name} weights"
         for name, v in (("uniform", uniform), ("these", weights))

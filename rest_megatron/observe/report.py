@@ -3,14 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rest_megatron.errors import DataError
 from rest_megatron.observe.metrics import EVALUATIONS, METRICS, read_rows
-from rest_megatron.observe.page import COLORS, escape, image, page, subplots, table, to_png
+from rest_megatron.observe.page import render
+from rest_megatron.observe.picture import COLORS, subplots, to_png
 from rest_megatron.observe.regions import REGIONS
 from rest_megatron.utils.text import duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HELD_OUT = {
     "reward": "reward/mean",
@@ -54,13 +59,6 @@ FACTS = (
     ("learning rate", "optim", "lr"),
     ("seed", "run", "seed"),
 )
-BODY = """\
-{held_out}
-<h2>Training</h2>
-{curves}
-<h2>Run</h2>
-{facts}
-<details><summary>Configuration</summary><pre>{config}</pre></details>"""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -76,14 +74,17 @@ def write_report(run_dir: Path) -> Path:
     config = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
     png = _draw(rows, evaluations)
     (run_dir / "report.png").write_bytes(png)
-    body = BODY.format(
-        held_out=_held_out_section(evaluations),
-        curves=image(png, "Over steps: " + ", ".join(title for title, _, _ in PANELS)),
-        facts=table((), _facts(rows, config)),
-        config=escape(config),
+    page = render(
+        "report",
+        title=f"Run {run_dir.resolve().name}",
+        held_out=_held_out(evaluations),
+        curves=png,
+        panels=[title for title, _, _ in PANELS],
+        facts=_facts(rows, config),
+        config=config,
     )
     path = run_dir / "report.html"
-    path.write_text(page(f"Run {run_dir.resolve().name}", body), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -103,12 +104,12 @@ def _compare(before: Mapping[str, float], after: Mapping[str, float]) -> list[tu
     return rows
 
 
-def _held_out_section(evaluations: Sequence[dict]) -> str:
+def _held_out(evaluations: Sequence[dict]) -> dict[str, object] | None:
+    """The steps between the first evaluation and the last, and what changed; None without evaluations."""
     if not evaluations:
-        return "<p>No held-out prompts were evaluated (data.eval).</p>"
+        return None
     first, last = evaluations[0], evaluations[-1]
-    title = f"<h2>Held-out prompts, before and after {last['step']} steps</h2>"
-    return title + table(("", "before", "after", "change"), _compare(first, last))
+    return {"steps": last["step"], "rows": _compare(first, last)}
 
 
 def _facts(rows: Sequence[dict], config: str) -> list[tuple[str, str]]:
@@ -152,7 +153,7 @@ def _draw(rows: Sequence[dict], evaluations: Sequence[dict]) -> bytes:
     return to_png(figure)
 
 
-def _plot(axes, rows: Sequence[dict], name: str, label: str, **style) -> None:
+def _plot(axes: "Axes", rows: Sequence[dict], name: str, label: str, **style: Any) -> None:
     points = [(row["step"], math.nan if row[name] is None else row[name]) for row in rows if name in row]
     if points:
         steps, values = zip(*points, strict=True)

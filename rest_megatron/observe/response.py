@@ -117,9 +117,10 @@ def _float(value: float) -> float:
 
 
 def _facts(row: Mapping) -> dict[str, str]:
-    parts = row.get("parts") if isinstance(row.get("parts"), dict) else {}
+    parts = row.get("parts")
     known = {name: row[name] for name in FACTS if row.get(name) is not None}
-    known |= {f"part {name}": value for name, value in parts.items()}
+    if isinstance(parts, dict):
+        known |= {f"part {name}": value for name, value in parts.items()}
     return {_line(name): f"{value:.4g}" if isinstance(value, float) else _line(value) for name, value in known.items()}
 
 

@@ -1,1 +1,1 @@
-"""Rule reward for tool calls: untrusted text -> calls (`parse`) -> score (`score`). No tool is ever executed."""
+"""Rewards of answers: untrusted text -> calls (`parse`) -> a preset's score. No tool is ever executed."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import httpx
 
 from rest_megatron.config.method import RewardConfig
-from rest_megatron.config.redact import redact
 from rest_megatron.errors import ConfigError
 from rest_megatron.utils.waiting import gather, no_stop
 
@@ -134,17 +133,9 @@ class Judge:
 
 
 def build_judge(settings: RewardConfig, environ: Mapping[str, str] = os.environ) -> Judge | None:
-    """The judge of `reward.judge_*`, None without a judge_url. Raises ConfigError for what cannot be asked."""
+    """The judge of `reward.judge_*`, None without a judge_url. Raises ConfigError for a key that cannot be sent."""
     if settings.judge_url is None:
         return None
-    try:
-        url = httpx.URL(settings.judge_url)
-    except httpx.InvalidURL:
-        url = httpx.URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"reward.judge_url={redact(settings.judge_url)} must be a URL such as http://host:8000/v1")
-    if not settings.judge_model:
-        raise ConfigError("reward.judge_model is empty; name the model that reward.judge_url serves")
     api_key = environ.get(API_KEY, "").strip()
     if not (api_key.isascii() and api_key.isprintable()):
         raise ConfigError(f"{API_KEY} holds characters that no HTTP header can carry; set it to the key alone")

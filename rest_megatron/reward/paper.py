@@ -140,7 +140,7 @@ def _format_problem(answer: Answer, ground_truth: GroundTruth) -> str:
 def _call_accuracy(made: tuple[Call | None, ...], wanted: tuple[Call, ...]) -> tuple[float, dict[str, float], str]:
     """(S_acc, parts, what is wrong or "")."""
     made_names = Counter(call.name if call else None for call in made)
-    wanted_names = Counter(call.name for call in wanted)
+    wanted_names: Counter[str | None] = Counter(call.name for call in wanted)
     names = (made_names & wanted_names).total() / (made_names | wanted_names).total()
     pairs = [pair for name in wanted_names for pair in _matched(made, wanted, name)]
     similarity = sum(jaccard for jaccard, _ in pairs)
@@ -172,7 +172,7 @@ def calls_problem(made: int, wanted: int, parts: dict[str, float]) -> str:
     return next((problem for problem, wrong in checks.items() if wrong), "")
 
 
-def _matched(made: tuple[Call | None, ...], wanted: tuple[Call, ...], name: str) -> list[tuple[float, int]]:
+def _matched(made: tuple[Call | None, ...], wanted: tuple[Call, ...], name: str | None) -> list[tuple[float, int]]:
     """(Jaccard of parameter names, equal values) of each pair in the best assignment of the calls named `name`."""
     ours = [call.parameters for call in made if call and call.name == name]
     theirs = [call.parameters for call in wanted if call.name == name]

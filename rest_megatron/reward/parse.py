@@ -127,7 +127,7 @@ def _layout_problems(text: bytes, sections: list[Section], grammar: Grammar) -> 
     found = {
         "no_think": grammar.think_required and not thoughts,
         "unclosed_think": any(not section.closed for section in thoughts),
-        "tag_in_think": any(tag in _body(text, section) for section in thoughts for tag in grammar.think),
+        "tag_in_think": any(tag in _body(text, section) for section in thoughts for tag in grammar.think or ()),
         "text_outside": bool(outside(text, sections)),
         "repeated_tool_call": grammar.one_block and len(tool_calls) > 1,
         "repeated_response": len(responses) > 1,

@@ -2,7 +2,7 @@
 
     total = correctness + format,  correctness = b_a S_acc (1 - nu),  format = b_f S_format nu
 
-S_acc and S_format are those of preset `paper`, see `score.py`. An answer that breaks the format keeps all of S_acc, and
+S_acc and S_format are those of preset `paper`, see `paper.py`. An answer that breaks the format keeps all of S_acc, and
 a perfect answer's reward moves from b_a to b_f. At the end of the run accuracy earns nothing.
 """
 
@@ -23,7 +23,7 @@ def poster_score(
 ) -> Score:
     """The poster's reward. Never raises on any bytes; progress nu outside [0, 1] raises ValueError.
 
-    response, grammar, think_open: see `score.measure`.
+    response, grammar, think_open: see `paper.measure`.
     """
     check_progress(progress)
     measured = measure(response, ground_truth, grammar, think_open=think_open)

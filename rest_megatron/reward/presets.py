@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rest_megatron.config.method import ReferenceVariant
 from rest_megatron.config.schema import Config
-from rest_megatron.errors import ConfigError
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.reward.custom import FunctionReward, load_reward
 from rest_megatron.reward.paper import GroundTruth, parse_ground_truth, score
@@ -29,17 +29,19 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class PaperReward:
-    """Preset `paper`, see `score.py`. ramp: scales follow progress; without, they are those of its end."""
+    """Preset `paper`, see `paper.py`. ramp: scales follow progress; without, they are those of its end."""
 
     grammar: Grammar
     ramp: bool
 
     def read(self, ground_truth: str) -> GroundTruth:
+        """See `Reward.read`."""
         return parse_ground_truth(ground_truth)
 
     def score(
         self, response: bytes, truth: GroundTruth, *, progress: float, step: int, think_open: bool = False
     ) -> Score:
+        """See `Reward.score`."""
         progress = progress if self.ramp else 1.0
         return score(response, truth, progress=progress, grammar=self.grammar, think_open=think_open)
 
@@ -54,11 +56,13 @@ class PosterReward:
     beta_format: float
 
     def read(self, ground_truth: str) -> GroundTruth:
+        """See `Reward.read`."""
         return parse_ground_truth(ground_truth)
 
     def score(
         self, response: bytes, truth: GroundTruth, *, progress: float, step: int, think_open: bool = False
     ) -> Score:
+        """See `Reward.score`."""
         return poster_score(
             response,
             truth,
@@ -72,35 +76,30 @@ class PosterReward:
 
 @dataclass(frozen=True)
 class ReferenceReward:
-    """Preset `reference`, see `reference.py` and, for ramp and variant, `variants.py`. Its ramp follows the step."""
+    """Preset `reference`, see `reference.py`. Its ramp follows the step."""
 
     ramp: bool
-    variant: str
+    variant: ReferenceVariant
 
     def read(self, ground_truth: str) -> ReferenceTruth:
+        """See `Reward.read`."""
         return read_reference(ground_truth)
 
     def score(
         self, response: bytes, truth: ReferenceTruth, *, progress: float, step: int, think_open: bool = False
     ) -> Score:
+        """See `Reward.score`."""
         return reference_score(response, truth, step=step, ramp=self.ramp, variant=self.variant, think_open=think_open)
 
 
 def build_reward(config: Config) -> Reward:
-    """The reward that `reward.*` asks for. Raises ConfigError for a function that cannot be loaded or called as it
-    must be, and for preset=reference with a grammar that the published code does not read.
-    """
+    """The reward that `reward.*` asks for. Raises ConfigError for a function that cannot be loaded or called."""
     settings = config.reward
     if settings.function is not None:
         where = config.where("reward.function")
         return FunctionReward(load_reward(settings.function, where), f"reward.function={settings.function}")
     ramp, grammar = settings.ramp == "linear", GRAMMARS[config.data.answer_format]
     if settings.preset == "reference":
-        if config.data.answer_format != "toolrl":
-            raise ConfigError(
-                f"reward.preset=reference ({config.where('reward.preset')}) reads answers as the published code does, "
-                f"and data.answer_format is {config.data.answer_format}; set it to toolrl, or choose another preset"
-            )
         return ReferenceReward(ramp, settings.reference_variant)
     if settings.preset == "poster":
         return PosterReward(grammar, ramp, settings.beta_accuracy, settings.beta_format)

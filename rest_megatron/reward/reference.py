@@ -20,7 +20,27 @@ It works on text and finds tags wherever they stand. What it does that preset `p
     score = J_names + sum over wanted calls of the best unused same-named call's [J_parameters + equal values]
     correctness = low + (high - low) * score / (1 + sum over wanted calls of (1 + parameters))
 
-Equal lists of calls are worth `high` at once. The ranges are those of `variants.py`.
+Equal lists of calls are worth `high` at once.
+
+What format and correctness are worth at a step is a range, (worth when wrong, worth when right). The published code
+picks its variant by environment variables; here it is `reward.reference_variant`, and its SCHEDULEREWARD is
+`reward.ramp`. Its ramp runs over 150 steps whatever the length of the run.
+
+|             | no ramp   | ramp, step s                                       |
+|-------------|-----------|----------------------------------------------------|
+| format      | (0, 1)    | (min(-1, -2 + 2 s/150), max(1, 2 - s/150))         |
+| correctness | (-3, 3)   | (-(2 + s/150), 2 + s/150), at most 3 from zero     |
+
+| variant             | what differs                                                                              |
+|---------------------|-------------------------------------------------------------------------------------------|
+| correct_max_1       | correctness (-1, 1)                                                                       |
+| max_1_step_30_max_3 | correctness (-1, 1) before step 30; from there (-3, 3) and format (0, 0.5)                |
+| coarse              | any list of calls but the wanted one is worth the least                                   |
+| refined             | lists of names that are not equal, order included, count 0 instead of their Jaccard index |
+| intermediate        | a wanted call counts 1 when an equal one was made, else 0                                 |
+
+The last three change how calls are compared, see `reference_calls.py`; the others change the ranges. With a ramp, the
+upper ends in this table are those it comes to at step 150: a ramp always starts from 2.
 
 Where the published code is unbounded this is not: an answer of more than 64 KiB is worth the least, and so are more
 than 64 lines in its tool_call; a ground truth beyond either limit is refused. Where the published code ends the run, on
@@ -32,16 +52,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from rest_megatron.config.method import ReferenceVariant
 from rest_megatron.reward.paper import ACCURACY_PARTS, Measure, calls_problem
 from rest_megatron.reward.parse import MAX_BYTES, MAX_CALLS
 from rest_megatron.reward.reference_calls import match_calls
-from rest_megatron.reward.variants import correctness_range, format_range
 from rest_megatron.types import Score
 
 THINK = ("<think>", "</think>")
 TOOL_CALL = ("<tool_call>", "</tool_call>")
 RESPONSE = ("<response>", "</response>")
 TURN_OPEN, TURN_CLOSE = "<|im_start|>assistant", "<|im_end|>"
+RAMP_STEPS = 150
+SWITCH_STEP = 30
+
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -66,11 +90,17 @@ def read_reference(text: str) -> ReferenceTruth:
 
 
 def reference_score(
-    response: bytes, truth: ReferenceTruth, *, step: int, ramp: bool, variant: str = "none", think_open: bool = False
+    response: bytes,
+    truth: ReferenceTruth,
+    *,
+    step: int,
+    ramp: bool,
+    variant: ReferenceVariant = "none",
+    think_open: bool = False,
 ) -> Score:
     """The published reward at a training step, counted from 1. Never raises on any bytes.
 
-    variant: see `variants.py`. think_open: the prompt has already opened the thought; the published code reads the
+    variant: see the table above. think_open: the prompt has already opened the thought; the published code reads the
     prompt with the answer and so sees that tag. parts: as in `Score`, by this code's own comparison; without a wanted
     call they all are S_format, the only thing it judges then. reason: too_large, wrong_format, no_tool_call,
     too_many_calls, bad_json, bad_call, those of `calls_problem`, not_equal (equal calls, and still not the full score).
@@ -85,7 +115,24 @@ def reference_score(
     return Score(format_ + correctness, format_, correctness, measured.parts, measured.reason)
 
 
-def _measure(response: bytes, truth: ReferenceTruth, variant: str, think_open: bool) -> Measure:
+def format_range(step: int, *, ramp: bool, variant: ReferenceVariant) -> Range:
+    """(wrong, right) of the format at a training step, counted from 1."""
+    high = 0.5 if variant == "max_1_step_30_max_3" and step >= SWITCH_STEP else 1.0
+    if not ramp:
+        return 0.0, high
+    return min(-1.0, -2.0 + 2.0 * step / RAMP_STEPS), max(1.0, 2.0 - (2.0 - high) * step / RAMP_STEPS)
+
+
+def correctness_range(step: int, *, ramp: bool, variant: ReferenceVariant) -> Range:
+    """(nothing right, all right) of the calls at a training step, counted from 1."""
+    small = variant == "correct_max_1" or (variant == "max_1_step_30_max_3" and step < SWITCH_STEP)
+    high = 1.0 if small else 3.0
+    if ramp:
+        high = min(3.0, 2.0 + (high - 2.0) * step / RAMP_STEPS)
+    return -high, high
+
+
+def _measure(response: bytes, truth: ReferenceTruth, variant: ReferenceVariant, think_open: bool) -> Measure:
     if len(response) > MAX_BYTES:
         return Measure(0.0, {"format": 0.0} | _even_parts(0.0), "too_large")
     text = (THINK[0] if think_open else "") + response.decode("utf-8", "replace")
@@ -109,14 +156,14 @@ def _has_format(text: str, truth: ReferenceTruth) -> bool:
     return in_order and all(text.count(tag) == 1 for tag in wanted)
 
 
-def _accuracy(text: str, wanted: list[Any], variant: str) -> tuple[float, dict[str, float], str]:
+def _accuracy(text: str, wanted: list[Any], variant: ReferenceVariant) -> tuple[float, dict[str, float], str]:
     """(score / its maximum, parts, what is wrong or "")."""
     if any(tag not in text for tag in TOOL_CALL):
         return 0.0, _even_parts(0.0), "no_tool_call"
     try:
         made = _read_calls(text)
-    except _Unreadable as problem:
-        return 0.0, _even_parts(0.0), str(problem)
+    except _Unreadable as error:
+        return 0.0, _even_parts(0.0), str(error)
     try:
         if made == wanted:
             return 1.0, _even_parts(1.0), ""

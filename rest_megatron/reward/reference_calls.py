@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from rest_megatron.config.method import ReferenceVariant
+
 Pair = tuple[float, int]
 
 # In json's own spelling: strings, to be stepped over, and what may equal a number that is spelled otherwise.
@@ -113,7 +115,7 @@ def _same_token(match: re.Match[str]) -> str:
     return str(int(number)) if abs(number) < 1e16 and number.is_integer() else token
 
 
-def match_calls(wanted: list[Any], made: list[Any], variant: str) -> Match:
+def match_calls(wanted: list[Any], made: list[Any], variant: ReferenceVariant) -> Match:
     """Gives each wanted call, in order, the best call of its name that is left; one that earns nothing stays."""
     names = _name_similarity([call["name"] for call in wanted], [call["name"] for call in made], variant)
     pairs, used, num_values, reader = [], set(), 0, _Reader()
@@ -135,14 +137,14 @@ def match_calls(wanted: list[Any], made: list[Any], variant: str) -> Match:
     return Match(names, pairs, num_values)
 
 
-def _name_similarity(wanted: list[Any], made: list[Any], variant: str) -> float:
+def _name_similarity(wanted: list[Any], made: list[Any], variant: ReferenceVariant) -> float:
     if wanted == made or variant == "refined":
         return float(wanted == made)
     shared = (Counter(wanted) & Counter(made)).total()
     return shared / (len(wanted) + len(made) - shared)
 
 
-def _agreement(target: _Parameters, call: _Parameters, variant: str) -> Pair:
+def _agreement(target: _Parameters, call: _Parameters, variant: ReferenceVariant) -> Pair:
     equal = (target.members & call.members).bit_count()
     if variant == "refined":
         return float(target.order == call.order), equal

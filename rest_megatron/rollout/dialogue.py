@@ -47,7 +47,7 @@ class Dialogues:
         turns: Turns,
         tools: Tools,
         token_table: Sequence[bytes],
-    ):
+    ) -> None:
         self.engine = engine
         self.parallel = parallel
         self.config = config
@@ -123,10 +123,11 @@ def open_dialogues(
     tokenizer: PreTrainedTokenizerBase,
     token_table: Sequence[bytes],
 ) -> RolloutEngine:
-    """`engine` itself with rollout.max_turns=1, else dialogues around it. Raises ConfigError, see `read_turns`."""
-    if config.rollout.max_turns == 1:
+    """`engine` itself without rollout.tools, else dialogues around it. Raises ConfigError, see `read_turns`."""
+    tools = load_tools(config)
+    if tools is None:
         return engine
-    return Dialogues(engine, parallel, config.rollout, read_turns(config, tokenizer), load_tools(config), token_table)
+    return Dialogues(engine, parallel, config.rollout, read_turns(config, tokenizer), tools, token_table)
 
 
 @dataclass

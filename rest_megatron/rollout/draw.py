@@ -82,4 +82,5 @@ def _gather(stats: Tensor, tp_group: dist.ProcessGroup | None) -> tuple[Tensor, 
         return stats[:1], stats[1:]
     shards = [torch.empty_like(stats) for _ in range(dist.get_world_size(tp_group))]
     dist.all_gather(shards, stats, group=tp_group)
-    return torch.stack(shards, dim=1).unbind(0)
+    peaks, sums = torch.stack(shards, dim=1)
+    return peaks, sums

@@ -28,7 +28,7 @@ POLL_TOKENS = 16
 
 
 class _Stopped(Exception):
-    """This copy of the model was asked to stop; its answers are thrown away."""
+    """This copy of the model is to stop; its answers are thrown away."""
 
 
 class Sampler:
@@ -41,7 +41,9 @@ class Sampler:
         stop_token_ids: ids that end an answer.
     """
 
-    def __init__(self, policy: Policy, parallel: Parallel, config: RolloutConfig, stop_token_ids: Sequence[int]):
+    def __init__(
+        self, policy: Policy, parallel: Parallel, config: RolloutConfig, stop_token_ids: Sequence[int]
+    ) -> None:
         self.policy = policy
         self.parallel = parallel
         self.config = config
@@ -64,7 +66,7 @@ class Sampler:
 
         Draws depend on seed, group_size, rollout.max_new_tokens, request number, answer number and token number: not on
         the layout, the batch, the other requests or their max_new_tokens, none of which may be above
-        rollout.max_new_tokens. Raises Preempted, on all ranks, a few tokens after one of them was asked to stop, and
+        rollout.max_new_tokens. Raises Preempted, on all ranks, a few tokens after one of them has a reason to stop, and
         NonFiniteError when the logits are not finite.
         """
         longest = self.config.max_new_tokens
@@ -176,19 +178,19 @@ class Sampler:
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor | None:
         """One forward through all stages and chunks; logits [b, vocab / TP] of the last position on the last stage."""
-        parallel, hidden = self.parallel, None
+        logits, group = None, self.parallel.pp_group
         shape = (ids.shape[1], ids.shape[0], self.policy.megatron.hidden_size)
         for chunk in self.policy.chunks:
+            hidden = None
             if not chunk.pre_process:
                 hidden = torch.empty(shape, dtype=self.policy.megatron.params_dtype, device=ids.device)
-                previous = parallel_state.get_pipeline_model_parallel_prev_rank()
-                dist.recv(hidden, previous, group=parallel.pp_group)
-            hidden = chunk.decode(ids, hidden, positions, mask)
-            if not chunk.post_process:
-                dist.send(
-                    hidden.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=parallel.pp_group
-                )
-        return hidden.squeeze(0) if self.policy.chunks[-1].post_process else None
+                dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank(), group=group)
+            out = chunk.decode(ids, hidden, positions, mask)
+            if chunk.post_process:
+                logits = out.squeeze(0)
+            else:
+                dist.send(out.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank(), group=group)
+        return logits
 
     def _sample(self, prompt: Sequence[int], tokens: list[int], log_probs: list[float]) -> Sample:
         stopped = tokens[-1] in self.stop_token_ids
@@ -221,10 +223,11 @@ def _keep(caches: list[KeyValueCache], rows: Tensor) -> None:
 def _key_value_caches(policy: Policy, capacity: int) -> Iterator[list[KeyValueCache]]:
     """A cache in every attention layer of this rank, taken out again at the end."""
     layers = [module for module in policy.modules() if isinstance(module, CoreAttention)]
-    for layer in layers:
-        layer.cache = KeyValueCache(capacity)
+    caches = [KeyValueCache(capacity) for _ in layers]
+    for layer, cache in zip(layers, caches, strict=True):
+        layer.cache = cache
     try:
-        yield [layer.cache for layer in layers]
+        yield caches
     finally:
         for layer in layers:
             layer.cache = None

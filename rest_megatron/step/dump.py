@@ -87,11 +87,7 @@ def answer_rows(
                 "text": answer_bytes(sample, token_table).decode("utf-8", errors="replace"),
                 "finish_reason": sample.finish_reason,
                 "weight_version": sample.weight_version,
-                "score": score.total,
-                "format": score.format,
-                "correctness": score.correctness,
-                "parts": score.parts,
-                "reason": score.reason,
+                **score.to_dict(),
             }
 
 

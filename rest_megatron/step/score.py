@@ -83,7 +83,11 @@ def add_judge(
 
 
 def _grades(
-    judge: Judge, groups: Groups, prompts: Sequence[Prompt], token_table: Sequence[bytes], check: Callable[[], None]
+    judge: Judge | None,
+    groups: Groups,
+    prompts: Sequence[Prompt],
+    token_table: Sequence[bytes],
+    check: Callable[[], None],
 ) -> list[float | None]:
     questions = [
         (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rest_megatron.errors import ConfigError
 
@@ -36,7 +37,7 @@ def locked(directory: Path, name: str = "run.dir") -> Iterator[None]:
         yield
 
 
-def _take(file, directory: Path, name: str) -> None:
+def _take(file: TextIO, directory: Path, name: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -48,7 +48,7 @@ def model(tmp_path_factory):
 
 
 def convert(source: Path, output: Path, *words: str) -> Path:
-    assert main(["convert", f"input={source}", f"output={output}", *words], {}) == 0
+    assert main(["convert", f"--input={source}", f"--output={output}", *words], {}) == 0
     assert not output.with_name(f"{output.name}.partial").exists()
     return output
 
@@ -58,7 +58,7 @@ def test_what_megatron_saves_becomes_the_model_it_was(pool, model, tmp_path, fam
     source = model(family, tied)
     pool.run(saved_by_megatron, layout.world_size, source, layout, "float32", tmp_path / "iter_0000007")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
-    out = convert(tmp_path, tmp_path / "out", "trust_pickle=true", f"model={source}")
+    out = convert(tmp_path, tmp_path / "out", "--trust-pickle", f"--model={source}")
     assert same(read(out), read(source))
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in source.iterdir())
 
@@ -67,16 +67,14 @@ def test_what_megatron_saves_becomes_the_model_it_was(pool, model, tmp_path, fam
 def test_every_spelling_of_megatron_is_read(pool, model, tmp_path, metadata):
     source, layout = model("qwen3", False), Layout(tp=2, pp=2)
     pool.run(saved_by_megatron, 4, source, layout, "bfloat16", tmp_path / "iter", metadata)
-    out = convert(tmp_path / "iter", tmp_path / "out", "trust_pickle=true", f"model={source}")
+    out = convert(tmp_path / "iter", tmp_path / "out", "--trust-pickle", f"--model={source}")
     assert same(read(out), {name: tensor.bfloat16() for name, tensor in read(source).items()})
 
 
 def test_a_virtual_pipeline_is_read(pool, model, tmp_path):
     source, layout = model("qwen3", True), Layout(pp=2, vpp=2)
     pool.run(saved_by_megatron, 2, source, layout, "float32", tmp_path / "iter")
-    assert same(
-        read(convert(tmp_path / "iter", tmp_path / "out", "trust_pickle=true", f"model={source}")), read(source)
-    )
+    assert same(read(convert(tmp_path / "iter", tmp_path / "out", "--trust-pickle", f"--model={source}")), read(source))
 
 
 def test_the_padding_of_a_vocabulary_is_cut_off(pool, model, tmp_path):
@@ -89,7 +87,7 @@ def test_the_padding_of_a_vocabulary_is_cut_off(pool, model, tmp_path):
         tensors[name] = torch.cat([tensors[name], torch.randn(12, 64)])
     save_file(tensors, padded / "model.safetensors", metadata={"format": "pt"})
     pool.run(saved_by_megatron, 4, padded, Layout(tp=4), "float32", tmp_path / "iter")
-    out = convert(tmp_path / "iter", tmp_path / "out", "trust_pickle=true", f"model={source}")
+    out = convert(tmp_path / "iter", tmp_path / "out", "--trust-pickle", f"--model={source}")
     assert same(read(out), read(source))
 
 
@@ -102,7 +100,7 @@ def megatron(model, tmp_path_factory):
         key = (family, tied, multiple)
         if key not in made:
             out = tmp_path_factory.mktemp("converted") / "out"
-            made[key] = convert(model(family, tied), out, f"vocab_multiple={multiple}")
+            made[key] = convert(model(family, tied), out, f"--vocab-multiple={multiple}")
         return made[key]
 
     return get
@@ -119,7 +117,7 @@ def test_megatron_loads_what_was_made_of_a_model(pool, model, megatron, family, 
 @pytest.mark.parametrize("family, tied", MODELS, ids=MODEL_IDS)
 def test_there_and_back_is_the_same_model(model, megatron, tmp_path, family, tied, multiple):
     source = model(family, tied)
-    out = convert(megatron(family, tied, multiple), tmp_path / "out", "trust_pickle=true")
+    out = convert(megatron(family, tied, multiple), tmp_path / "out", "--trust-pickle")
     assert same(read(out), read(source))
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -148,14 +146,14 @@ def test_our_checkpoint_becomes_what_the_run_exports(pool, model, answers, tmp_p
     config = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("of_run", "exported")]
     assert config[0] == config[1] and config[0]["dtype"] == dtype
     # The masters themselves, and all the way through the other format.
-    masters = read(convert(tmp_path, tmp_path / "masters", "dtype=float32"))
+    masters = read(convert(tmp_path, tmp_path / "masters", "--dtype=float32"))
     assert same({name: tensor.to(getattr(torch, dtype)) for name, tensor in masters.items()}, exported)
-    megatron = convert(tmp_path / "checkpoints", tmp_path / "megatron", "format=megatron", "vocab_multiple=64")
-    assert same(read(convert(megatron, tmp_path / "back", "trust_pickle=true")), exported)
+    megatron = convert(tmp_path / "checkpoints", tmp_path / "megatron", "--format=megatron", "--vocab-multiple=64")
+    assert same(read(convert(megatron, tmp_path / "back", "--trust-pickle")), exported)
     capsys.readouterr()
-    words = [f"input={tmp_path}", f"against={tmp_path / 'exported'}"]
+    words = [f"--input={tmp_path}", f"--against={tmp_path / 'exported'}"]
     assert main(["diff", *words], {}) == 0 and "identical: " in capsys.readouterr().out
-    words = [f"input={tmp_path / 'checkpoints' / 'step-00000000'}", f"against={tmp_path}"]
+    words = [f"--input={tmp_path / 'checkpoints' / 'step-00000000'}", f"--against={tmp_path}"]
     assert main(["diff", *words], {}) == 0
     difference = capsys.readouterr().out
     assert (

@@ -81,7 +81,7 @@ def test_score_gives_a_dump_the_scores_it_was_trained_with(pool, tmp_path):
         rows.write_text(
             "".join(json.dumps({"response": r["text"], "ground_truth": truths[r["prompt"]]}) + "\n" for r in dumped)
         )
-        assert main(["score", f"input={rows}", f"output={tmp_path}/out", f"step={step}", "train.steps=3"], {}) == 0
+        assert main(["score", str(rows), f"{tmp_path}/out", f"--step={step}", "train.steps=3"], {}) == 0
         scored = [json.loads(line) for line in (tmp_path / "out").open()]
         assert [row["score"] for row in scored] == pytest.approx([row["score"] for row in dumped])
 

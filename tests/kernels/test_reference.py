@@ -92,3 +92,9 @@ def test_kl_estimate_by_hand():
     policy, ref = torch.tensor(math.log(0.2), dtype=F64), torch.tensor(math.log(0.4), dtype=F64)
     assert reference.kl_to_reference(policy, ref).item() == pytest.approx(2 - 1 - math.log(2))
     assert reference.kl_to_reference(policy, policy).item() == 0
+
+
+def test_a_kl_term_needs_a_reference():
+    logits, label, one = torch.zeros(1, 8, dtype=F64), torch.tensor([5]), torch.ones(1, dtype=F64)
+    with pytest.raises(ValueError, match="ref_log_probs is None"):
+        reference.ppo_loss(logits, label, one, one, one, kl_coef=0.1)

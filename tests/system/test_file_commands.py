@@ -28,7 +28,7 @@ def test_score_reports_a_row_it_cannot_read_and_scores_the_rest(tmp_path, capsys
         {"response": CALL.replace("Monday", "Friday"), "ground_truth": CALL},
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    assert main(["score", f"input={path}", f"output={tmp_path / 'b.jsonl'}", "step=50"], {}) == 0
+    assert main(["score", str(path), str(tmp_path / "b.jsonl"), "--step", "50"], {}) == 0
     first, broken, last = read(tmp_path / "b.jsonl")
     # Half of 100 steps: format 1.5, correctness 2.5.
     assert (first["score"], first["format"], first["correctness"], first["reason"]) == (4.0, 1.5, 2.5, "ok")
@@ -42,17 +42,17 @@ def test_weigh_writes_what_heatmap_shows(tmp_path, capsys):
     entropy = [0.1 if i % 2 else 1.0 for i in range(len(ids))]
     path = write(tmp_path / "a.jsonl", [{"ids": ids, "entropy": entropy}, {"ids": ids[:5]}])
     weighed = tmp_path / "b.jsonl"
-    assert main(["weigh", f"input={path}", f"output={weighed}", f"tokenizer={MODEL}", "progress=0.5"], {}) == 0
+    assert main(["weigh", str(path), str(weighed), "--tokenizer", str(MODEL), "--progress", "0.5"], {}) == 0
     rows = read(weighed)
     for row, length in zip(rows, (len(ids), 5), strict=True):
         assert len(row["weights"]) == len(row["regions"]) == length
         assert sum(row["weights"]) == pytest.approx(length, rel=1e-6)
     assert set(rows[0]["regions"]) == {"format", "tool_name", "parameters", "cot"}
     capsys.readouterr()
-    assert main(["heatmap", f"input={weighed}", f"tokenizer={MODEL}"], {}) == 0
+    assert main(["heatmap", str(weighed), "--tokenizer", str(MODEL)], {}) == 0
     assert "set_alarm" in capsys.readouterr().out
     page = tmp_path / "c.html"
-    assert main(["heatmap", f"input={weighed}", f"tokenizer={MODEL}", "row=1", f"output={page}"], {}) == 0
+    assert main(["heatmap", str(weighed), f"--tokenizer={MODEL}", "--row=1", f"--output={page}"], {}) == 0
     assert "<script" not in page.read_text() and "&lt;think&gt;" in page.read_text()
 
 
@@ -67,7 +67,7 @@ def test_prepare_makes_rows_that_training_reads(tmp_path, capsys):
     path = tmp_path / "xlam.json"
     path.write_text(json.dumps([record]))
     rows = tmp_path / "rows.parquet"
-    assert main(["prepare", f"input={path}", f"output={rows}", "source=xlam"], {}) == 0
+    assert main(["prepare", str(path), str(rows), "--source", "xlam"], {}) == 0
     words = [f"data.train={rows}", f"model.path={MODEL}", "data.max_prompt_tokens=4096", f"run.dir={tmp_path / 'run'}"]
     from rest_megatron.commands.inputs import read_prompts
     from rest_megatron.config import load
@@ -79,10 +79,10 @@ def test_prepare_makes_rows_that_training_reads(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, code, problem",
     [
-        (["score", "input=missing.jsonl", "output=b"], 3, "missing.jsonl"),
-        (["score", "output=b"], 2, "needs input=..."),
-        (["weigh", "input=a", "output=b", "tokenizer=nowhere"], 4, "tokenizer=nowhere is no directory"),
-        (["score", "input=a", "output=b", "reward.preset=papper"], 2, "did you mean paper"),
+        (["score", "missing.jsonl", "b"], 3, "missing.jsonl"),
+        (["score", "--output=b"], 2, "needs INPUT"),
+        (["weigh", "a", "b", "--tokenizer=nowhere"], 4, "--tokenizer nowhere is no directory"),
+        (["score", "a", "b", "reward.preset=papper"], 2, "did you mean paper"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_exit_code(tmp_path, capsys, monkeypatch, words, code, problem):

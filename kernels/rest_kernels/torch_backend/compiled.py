@@ -7,11 +7,14 @@ import functools
 import textwrap
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import torch
 
 from .rows import Rows
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 # Compiling takes seconds, once per function and dtype (then from a cache on disk), and saves a quarter of a call's
 # time. Calls that read fewer logits take less than 0.1 s and would never earn it back.
@@ -26,11 +29,11 @@ ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
 class RowCompiler:
     """Runs row functions compiled, until that fails once: then, with a warning, as they are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.works = True
-        self._compiled = {}
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-    def run(self, function: Callable, *args):
+    def run(self, function: Callable[[*Arguments], Result], *args: *Arguments) -> Result:
         """function(*args), which torch.compile must take as one graph. New sizes do not compile again, but tensors
         that lie elsewhere in a larger one would: pass whole tensors.
         """
@@ -46,7 +49,7 @@ class RowCompiler:
                 )
         return function(*args)
 
-    def _get(self, function: Callable) -> Callable:
+    def _get(self, function: Callable[..., Result]) -> Callable[..., Result]:
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, dynamic=True, fullgraph=True)
         return self._compiled[function]

@@ -60,7 +60,7 @@ def _write_columns(source: Rows, out: Rows, constants: RowConstants, temperature
     scale = exponent_scale(temperature, constants.row_max.dtype)
     compute = row_function(overwrite_with_gradient, source)
     for part, values in source.chunks(compute.chunk_elements):
-        own = (None if tensor is None else tensor[part].clone() for tensor in constants[:3])
+        own = [None if tensor is None else tensor[part].clone() for tensor in constants[:3]]
         compute.run(values, scale, *own)
         out.write(part, values)
 
@@ -81,18 +81,20 @@ def _write_labels(out: Rows, column: Tensor, target: Tensor) -> None:
     out.tensor[index] = target.squeeze(-1)[owned].to(out.tensor.dtype)
 
 
-def _row_constants(numbers, temperature: float, merged: MergedStats, log_prob_grad, entropy_grad) -> RowConstants:
+def _row_constants(
+    numbers: Tensor, temperature: float, merged: MergedStats, log_prob_grad: Tensor, entropy_grad: Tensor | None
+) -> RowConstants:
     """The constants of the listed rows [N]. 1 - p_y = R / S, so the label's gradient keeps its digits near p_y = 1."""
-    merged = MergedStats(*(None if tensor is None else tensor[numbers].unsqueeze(-1) for tensor in merged))
-    g = log_prob_grad[numbers].unsqueeze(-1)
-    scale = -1 / (temperature * merged.exp_sum)
+    listed = (vector[numbers].unsqueeze(-1) for vector in (*merged[:5], log_prob_grad))
+    row_max, exp_sum, rest, log_probs, entropy, g = listed
+    scale = -1 / (temperature * exp_sum)
     constant, slope = scale * g, None
-    target = g * (merged.rest / merged.exp_sum)
+    target = g * (rest / exp_sum)
     if entropy_grad is not None:
         h = entropy_grad[numbers].unsqueeze(-1)
         # p = 0 makes log p = -inf; the floor keeps their product at 0.
-        log_probs = merged.log_probs.clamp(min=exponent_floor(merged.log_probs.dtype))
-        target = target - h * log_probs.exp() * (merged.entropy + log_probs)
-        constant = constant + scale * h * (merged.entropy - merged.exp_sum.log())
+        log_probs = log_probs.clamp(min=exponent_floor(log_probs.dtype))
+        target = target - h * log_probs.exp() * (entropy + log_probs)
+        constant = constant + scale * h * (entropy - exp_sum.log())
         slope = scale * h * math.log(2)
-    return RowConstants(merged.row_max, constant, slope, target / temperature)
+    return RowConstants(row_max, constant, slope, target / temperature)

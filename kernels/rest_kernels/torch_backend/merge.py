@@ -14,10 +14,10 @@ def merge_stats(stats: Tensor, tokens: Tokens, softmax: Softmax) -> MergedStats:
     """See `backend.Backend.merge_stats`. A label outside the vocabulary makes the row and its gradient not-a-number."""
     merged = merge_softmax_stats(stats, softmax.temperature)
     unknown = (tokens.labels < 0) | (tokens.labels >= softmax.shard.vocab_size)
-    merged = MergedStats(*(values.masked_fill(unknown, math.nan) for values in merged))
     inactive = ~tokens.active()
-    per_token = {name: getattr(merged, name) for name in ("log_probs", "entropy", "collision")}
-    return merged._replace(**{name: values.masked_fill(inactive, 0.0) for name, values in per_token.items()})
+    row_max, exp_sum, rest, *results = (x.masked_fill(unknown, math.nan) for x in merged if x is not None)
+    log_probs, entropy, collision = (x.masked_fill(inactive, 0.0) for x in results)
+    return MergedStats(row_max, exp_sum, rest, log_probs, entropy, collision)
 
 
 def merge_softmax_stats(stats: Tensor, temperature: float) -> MergedStats:

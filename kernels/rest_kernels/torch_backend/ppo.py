@@ -18,6 +18,8 @@ def ppo_rows(stats: Tensor, tokens: Tokens, softmax: Softmax, inputs: PPOInputs,
     """
     merged = merge_stats(stats, tokens, softmax)
     log_probs, active, weight = merged.log_probs, tokens.active(), tokens.loss_weights
+    if weight is None:
+        raise ValueError("the policy loss needs weights, but tokens.loss_weights is None")
     advantages = inputs.advantages
     gap = log_probs - inputs.old_log_probs
     delta = bounded_log_ratio(gap)
@@ -29,7 +31,7 @@ def ppo_rows(stats: Tensor, tokens: Tokens, softmax: Softmax, inputs: PPOInputs,
     held = (ratio < lower) | (ratio > upper)
     loss = -advantages * ratio.clamp(lower, upper)
     grad = (-advantages * ratio).masked_fill(held | (gap.abs() > LOG_RATIO_BOUND), 0.0)
-    if settings.kl_coef != 0:
+    if settings.kl_coef != 0 and inputs.ref_log_probs is not None:
         gap = inputs.ref_log_probs - log_probs
         bounded = bounded_log_ratio(gap)
         loss = loss + settings.kl_coef * _k3(bounded)

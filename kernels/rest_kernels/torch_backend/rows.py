@@ -13,7 +13,7 @@ class Rows:
     numbers: [N] int64, increasing row numbers, counted over the flattened leading shape.
     """
 
-    def __init__(self, tensor: Tensor, numbers: Tensor):
+    def __init__(self, tensor: Tensor, numbers: Tensor) -> None:
         self.tensor = torch.atleast_2d(tensor)
         self.numbers = numbers
         self._flat = _flat_view(self.tensor) if tensor.device.type == "cpu" else None

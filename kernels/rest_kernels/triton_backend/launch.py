@@ -1,7 +1,8 @@
 """Launches: tensors in, tensors out, on the tensors' own device. Four in a training step, none waits for the device."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import triton
@@ -88,12 +89,13 @@ def merge_stats(stats: Tensor, tokens: Tokens, softmax: Softmax) -> MergedStats:
 def ppo_rows(stats: Tensor, tokens: Tokens, softmax: Softmax, inputs: PPOInputs, settings: PPOSettings) -> PPORows:
     """See `backend.Backend.ppo_rows`."""
     num_shards, num_tokens, _ = stats.shape
-    empty = {"dtype": torch.float32, "device": stats.device}
-    merged = MergedStats(*torch.empty(5, num_tokens, **empty), collision=None)
-    log_prob_grad = torch.empty(num_tokens, **empty)
-    entropy_grad = torch.empty(num_tokens, **empty) if settings.entropy_coef != 0 else None
+    empty = partial(torch.empty, dtype=torch.float32, device=stats.device)
+    row_max, exp_sum, rest, log_probs, entropy = empty(5, num_tokens)
+    merged = MergedStats(row_max, exp_sum, rest, log_probs, entropy, collision=None)
+    log_prob_grad = empty(num_tokens)
+    entropy_grad = empty(num_tokens) if settings.entropy_coef != 0 else None
     num_programs = triton.cdiv(num_tokens, BLOCK_TOKENS)
-    sums = torch.empty(num_programs, len(SUMS), **empty)
+    sums = empty(num_programs, len(SUMS))
     if num_tokens:
         with _on(stats.device):
             ppo_rows_kernel[(num_programs,)](
@@ -163,6 +165,6 @@ def logits_gradient(
     return grad
 
 
-def _on(device: torch.device):
+def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device; make it the tensors' own."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -16,13 +16,9 @@ T = TypeVar("T")
 
 
 class Delivery:
-    """Gives files of weights to a server.
-
-    asleep: whether the server has dropped its weights, until the next delivery. seconds: the deadline of each call.
-    """
+    """Gives files of weights to a server. seconds: the deadline of each call."""
 
     def __init__(self, server: Server, seconds: float) -> None:
-        self.asleep = False
         # Two runs that one server was given to both count from 0.
         self._run = secrets.token_hex(4)
         self._server = server
@@ -34,28 +30,34 @@ class Delivery:
         """Calls to the server where it listens now."""
         return Client(self._server.address)
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether the server can give back the accelerator's memory."""
+        return self._server.can_sleep
+
     def sleep(self) -> None:
-        """Let the server drop its weights and caches. Raises EngineError."""
+        """Let the server drop its weights and caches, until the next delivery. Raises EngineError."""
         try:
             self.client.sleep(self._seconds)
         except EngineError as error:
             raise EngineError(f"{error.args[0]}{self.log_excerpt()}") from error
-        self.asleep = True
 
-    def deliver(self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T]) -> T:
-        """Replace the server's weights and give what `sample` then gets from it.
+    def deliver(
+        self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T], *, asleep: bool = False
+    ) -> T:
+        """Replace the server's weights and give what `sample` then gets from it. asleep: since `sleep`.
 
         After a failure everything is sent once more, before anything is sampled: an engine with half of an update
         dies when it samples. After the second the server is restarted, where we can. Raises EngineError after the last.
         """
         try:
-            return self._send(files, version, sample)
+            return self._send(files, version, sample, asleep)
         except EngineError as error:
             if isinstance(error, RequestRefused) and not self._updating:
                 raise  # the update is complete; what was asked for then would be refused again
             logger.warning("version %d did not reach vLLM; all of it is sent again. %s", version, error)
         try:
-            return self._send(files, version, sample)
+            return self._send(files, version, sample, asleep)
         except EngineError as error:
             if not self._server.restartable:
                 raise EngineError(
@@ -66,17 +68,16 @@ class Delivery:
                 "version %d did not reach vLLM again; the server is restarted. %s%s", version, error, self.log_excerpt()
             )
         self._server.restart()
-        self.asleep = False
         try:
-            return self._send(files, version, sample)
+            return self._send(files, version, sample, asleep=False)
         except EngineError as error:
             raise EngineError(
                 f"version {version} did not reach vLLM, twice and after a restart. {error.args[0]}{self.log_excerpt()}"
             ) from error
 
-    def _send(self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T]) -> T:
+    def _send(self, files: Sequence[WeightFile], version: int, sample: Callable[[Client], T], asleep: bool) -> T:
         client, seconds = self.client, self._seconds
-        if self.asleep:
+        if asleep:
             client.wake_up("weights", seconds)
         self._updating = True
         client.pause(seconds)
@@ -87,14 +88,12 @@ class Delivery:
         client.require_loaded(seconds)
         client.finish_weight_update(self._name(version), seconds)
         client.require_loaded(seconds)
-        if self.asleep:
+        if asleep:
             client.wake_up("kv_cache", seconds)
         client.resume(seconds)
         self._updating = False
         self.require_version(version)
-        sampled = sample(client)
-        self.asleep = False
-        return sampled
+        return sample(client)
 
     def require_version(self, version: int) -> None:
         """Raise EngineError unless the server says that it serves this run's `version`."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.config.schema import Config
-from rest_megatron.distributed.parallel import Parallel
+from rest_megatron.distributed.parallel import MainOnly, Parallel
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.client import RequestRefused
 from rest_megatron.rollout.vllm.delivery import Delivery
@@ -19,8 +19,6 @@ from rest_megatron.rollout.vllm.server import Server
 from rest_megatron.types import Request, Sample
 
 logger = logging.getLogger(__name__)
-
-Answers = list[list[Sample] | EngineError]
 
 
 class VLLMEngine:
@@ -46,9 +44,10 @@ class VLLMEngine:
         self._rollout = config.rollout
         self._sampling = Sampling.of(config.rollout, stop_token_ids, actor.policy.hf.vocab_size)
         self._probe = Probe(actor, config, self._sampling, probe_prompts)
-        self._publisher = Publisher(actor, config, server.address if server else None)
-        self._delivery = Delivery(server, config.rollout.sync_timeout) if server else None
-        self._can_sleep = parallel.on_main(lambda: server.can_sleep)
+        self._publisher = Publisher(actor, config, MainOnly(parallel, server))
+        delivery = None if server is None else Delivery(server, config.rollout.sync_timeout)
+        self._delivery = MainOnly(parallel, delivery)
+        self._can_sleep = self._delivery.call(lambda delivery: delivery.can_sleep)
         self._asleep = False
         self._version: int | None = None
 
@@ -68,37 +67,40 @@ class VLLMEngine:
 
         Answers that fail are asked for once more, after the weights have been sent again (and the server restarted
         where it does not take them). Raises EngineError after that, and at once for a request that the server refuses;
-        Preempted, on all ranks, when one of them is asked to stop: requests under way are taken back.
+        Preempted, on all ranks, when one of them is to stop: requests under way are taken back.
         """
-        if self._version is None or self._asleep:
+        version = self._version
+        if version is None or self._asleep:
             raise RuntimeError("publish before generate: the server has no weights of the actor")
         questions = [
             Question(i, tuple(r.prompt_ids), group_size, r.max_new_tokens, prompt_seed(seed, r.number))
             for i, r in enumerate(requests)
         ]
         with self._watch.phase("rollout"):
-            return self._answers(questions)
-
-    def _answers(self, questions: Sequence[Question]) -> list[list[Sample]]:
-        answers = self._ask(questions)
-        failed = [i for i, group in enumerate(answers) if isinstance(group, EngineError)]
-        if failed:
-            self._recover([answers[i] for i in failed], len(questions))
-            for i, group in zip(failed, self._ask([questions[i] for i in failed]), strict=True):
-                if isinstance(group, EngineError):
-                    log = self._parallel.on_main(lambda: self._delivery.log_excerpt())
-                    raise EngineError(f"asked once more after a new update: {group.args[0]}{log}")
-                answers[i] = group
-        return answers
+            return self._answers(questions, version)
 
     def sleep(self) -> None:
         """Give back the accelerator's memory, where the server can, until the next `publish`."""
         if self._can_sleep and not self._asleep:
-            self._parallel.on_main(self._put_to_sleep)
+            self._delivery.call(self._put_to_sleep)
             self._asleep = True
 
     def close(self) -> None:
         """Nothing is held between calls; the server belongs to who opened it."""
+
+    def _answers(self, questions: Sequence[Question], version: int) -> list[list[Sample]]:
+        """The answers to each question, those that fail asked for once more."""
+        replies = self._ask(questions, version)
+        answers = {i: reply for i, reply in enumerate(replies) if not isinstance(reply, EngineError)}
+        failed = [i for i in range(len(questions)) if i not in answers]
+        if failed:
+            self._recover([reply for reply in replies if isinstance(reply, EngineError)], len(questions), version)
+            for i, reply in zip(failed, self._ask([questions[i] for i in failed], version), strict=True):
+                if isinstance(reply, EngineError):
+                    log = self._delivery.call(lambda delivery: delivery.log_excerpt())
+                    raise EngineError(f"asked once more after a new update: {reply.args[0]}{log}")
+                answers[i] = reply
+        return [answers[i] for i in range(len(questions))]
 
     def _send(self, version: int) -> None:
         """The actor's weights to the server, whatever it has."""
@@ -107,40 +109,46 @@ class VLLMEngine:
             if self._asleep and self._parallel.device.type == "cuda":
                 torch.cuda.empty_cache()  # on every rank, before the server takes the memory again
                 dist.barrier()
-            samples = self._parallel.on_main(lambda: self._deliver(files, version))
+            samples = self._delivery.call(lambda delivery: self._deliver(delivery, files, version))
         self._asleep = False
-        self._probe.check(samples, lambda: self._parallel.on_main(lambda: self._sample_more(version)), version)
+        self._probe.check(
+            samples, lambda: self._delivery.call(lambda delivery: self._sample_more(delivery, version)), version
+        )
         self._version = version
 
-    def _put_to_sleep(self) -> None:
-        with self._watch.patient():
-            self._delivery.sleep()
+    def _ask(self, questions: Sequence[Question], version: int) -> list[list[Sample] | EngineError]:
+        """The answers to each question or why there are none, on every rank."""
+        return self._delivery.call(lambda delivery: self._ask_here(delivery, questions, version))
 
-    def _deliver(self, files: Sequence[WeightFile], version: int) -> list[Sample]:
+    def _put_to_sleep(self, delivery: Delivery) -> None:
+        with self._watch.patient():
+            delivery.sleep()
+
+    def _deliver(self, delivery: Delivery, files: Sequence[WeightFile], version: int) -> list[Sample]:
         seconds = self._rollout.sync_timeout
         with self._watch.patient():
-            return self._delivery.deliver(files, version, lambda client: self._probe.sample(client, version, seconds))
+            return delivery.deliver(
+                files, version, lambda client: self._probe.sample(client, version, seconds), asleep=self._asleep
+            )
 
-    def _sample_more(self, version: int) -> list[Sample]:
+    def _sample_more(self, delivery: Delivery, version: int) -> list[Sample]:
         with self._watch.patient():
-            return self._probe.sample_more(self._delivery.client, version, self._rollout.sync_timeout)
+            return self._probe.sample_more(delivery.client, version, self._rollout.sync_timeout)
 
-    def _ask(self, questions: Sequence[Question]) -> Answers:
-        """Answers or errors, on every rank."""
-        return self._parallel.on_main(lambda: self._ask_here(questions))
-
-    def _ask_here(self, questions: Sequence[Question]) -> Answers:
-        client, version, seconds = self._delivery.client, self._version, self._rollout.generate_timeout
-        answers = ask(client, questions, self._sampling, version, seconds, self._watch.check)
+    def _ask_here(
+        self, delivery: Delivery, questions: Sequence[Question], version: int
+    ) -> list[list[Sample] | EngineError]:
+        seconds = self._rollout.generate_timeout
+        answers = ask(delivery.client, questions, self._sampling, version, seconds, self._watch.check)
         try:
             with self._watch.patient():
-                self._delivery.require_version(version)
+                delivery.require_version(version)
         except EngineError as error:
             # What was sampled from other weights is no answer.
             return [group if isinstance(group, EngineError) else error for group in answers]
         return answers
 
-    def _recover(self, errors: Sequence[EngineError], asked: int) -> None:
+    def _recover(self, errors: Sequence[EngineError], num_prompts: int, version: int) -> None:
         """Bring the server back to the actor's weights. Raises what no second attempt can mend."""
         for error in errors:
             if isinstance(error, RequestRefused):
@@ -149,7 +157,7 @@ class VLLMEngine:
             logger.warning(
                 "%d of %d prompts got no proper answers; the weights are sent again, then these prompts. %s",
                 len(errors),
-                asked,
+                num_prompts,
                 errors[0],
             )
-        self._send(self._version)
+        self._send(version)

@@ -35,7 +35,7 @@ class Keeper:
     def __init__(self, trainer: int, command: list[str]) -> None:
         self.trainer = trainer
         self.exit_code: int | None = None
-        self.told_to_end = False
+        self.must_end = False
         self.wakeup, end = os.pipe()
         os.set_blocking(end, False)
         signal.set_wakeup_fd(end, warn_on_full_buffer=False)
@@ -51,7 +51,7 @@ class Keeper:
     def watch(self) -> None:
         """Return when the server has ended or has to end."""
         # An orphan gets another parent. A pipe from the trainer would stay open in whatever the trainer has forked.
-        while self._runs() and not self.told_to_end and os.getppid() == self.trainer:
+        while self._runs() and not self.must_end and os.getppid() == self.trainer:
             if select.select([self.wakeup], [], [], POLL_SECONDS)[0]:
                 os.read(self.wakeup, 4096)
 
@@ -65,8 +65,8 @@ class Keeper:
         self._signal_group(signal.SIGKILL)
         _until(KILL_SECONDS, lambda: self._kill_all(spare=lambda pid: False))
 
-    def _on_end(self, *_) -> None:
-        self.told_to_end = True
+    def _on_end(self, *_: object) -> None:
+        self.must_end = True
 
     def _runs(self) -> bool:
         self._bury()

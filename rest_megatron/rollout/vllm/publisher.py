@@ -14,11 +14,13 @@ from transformers import PreTrainedConfig
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.config.schema import Config
+from rest_megatron.distributed.parallel import MainOnly
 from rest_megatron.errors import CheckpointError, EngineError
 from rest_megatron.model.gather import file_plan, write_stage
 from rest_megatron.model.mapping import expected_tensors, mismatch
 from rest_megatron.model.model import DTYPES
 from rest_megatron.rollout.vllm.client import Address
+from rest_megatron.rollout.vllm.server import Server
 from rest_megatron.rollout.vllm.staging import choose_base, remove_abandoned, require_room, staging_directory
 
 # Several files, so that one is hashed while the next is written; each costs a call, so not many more.
@@ -72,17 +74,17 @@ def _refuse(problem: str) -> None:
 class Publisher:
     """Writes the actor's weights for the server. Every method is collective, the constructor too.
 
-    address: the server's, on rank 0. Raises ConfigError where the weights cannot pass or find no room.
+    server: whose address rank 0 knows. Raises ConfigError where the weights cannot pass or find no room.
     """
 
-    def __init__(self, actor: Actor, config: Config, address: Address | None) -> None:
+    def __init__(self, actor: Actor, config: Config, server: MainOnly[Server]) -> None:
         self._policy, self._parallel, self._dtype = actor.policy, actor.parallel, config.model.dtype
         numbers = sum(math.prod(shape) for shape in expected_tensors(self._policy.hf).values())
         self._size = numbers * DTYPES[self._dtype].itemsize
         file_bytes = min(MAX_FILE_BYTES, max(MIN_FILE_BYTES, self._size // NUM_FILES))
         self._plan = file_plan(self._policy, self._parallel, file_bytes)
         hosts = set(self._parallel.on_all(socket.gethostname))
-        self._base = self._parallel.on_main(lambda: self._prepare(config, address, hosts))
+        self._base = server.call(lambda held: self._prepare(config, held.address, hosts))
 
     @contextmanager
     def written(self, version: int) -> Iterator[list[WeightFile]]:

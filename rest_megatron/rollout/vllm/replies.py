@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.errors import EngineError
@@ -177,7 +177,7 @@ class _Choice:
             )
         return reason
 
-    def _refuse(self, name: str, value: Any, rule: str) -> None:
+    def _refuse(self, name: str, value: Any, rule: str) -> NoReturn:
         raise EngineError(
             f"vLLM's answer {self.fields['index']} to prompt {self.question.number} is not as asked for: "
             f"{name} {_shown(value)} {rule}"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +21,11 @@ class Server(Protocol):
 
     address: Address
     can_sleep: bool
-    """Whether it gives back the accelerator's memory when it is told to sleep (vLLM's enable_sleep_mode)."""
+    """Whether it can give back the accelerator's memory (vLLM's enable_sleep_mode)."""
     restartable: bool
 
     def wait_ready(self, check: Callable[[], None] = no_stop) -> None:
-        """Return when it answers, and as this run needs it. `check` is called now and then; what it raises goes on."""
+        """Return when it answers, and as this run needs it. `check` is called now and then."""
 
     def restart(self) -> None:
         """End it and start it anew, ready, without the actor's weights. Only where it is `restartable`."""
@@ -39,33 +39,36 @@ class Server(Protocol):
 
 @contextmanager
 def open_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[Server | None]:
-    """The server of this run, ready, on rank 0; None on all other ranks, and where the run asks none. Collective.
+    """The server of this run, ready, on rank 0; None on all other ranks, and where the run needs none. Collective.
 
     Raises EngineError on all ranks for a server that does not start, or is not what this run needs. After an error
-    within, nobody waits until it has ended: the other ranks give rank 0 little time to tell the error.
+    within, nobody waits until it has ended: the other ranks give rank 0 little time to report the error.
     """
-    opened: list[Server] = []
-
-    def start() -> None:
-        opened.append(_server(config, run_dir, on_cpu=parallel.device.type == "cpu"))
-        opened[0].wait_ready(parallel.watch.check)
-
-    try:
+    with ExitStack() as stack:
+        server = None
         if config.rollout.engine == "vllm":
-            parallel.on_main(start)
-        yield opened[0] if opened else None
+            server = parallel.only_main(lambda: stack.enter_context(_ready_server(config, run_dir, parallel)))
+        yield server
+
+
+@contextmanager
+def _ready_server(config: Config, run_dir: Path, parallel: Parallel) -> Iterator[Server]:
+    server = _server(config, run_dir, on_cpu=parallel.device.type == "cpu")
+    try:
+        server.wait_ready(parallel.watch.check)
+        yield server
     except BaseException:
-        for server in opened:
-            server.close(wait=False)
+        server.close(wait=False)
         raise
-    for server in opened:
-        server.close()
+    server.close()
 
 
 def _server(config: Config, run_dir: Path, on_cpu: bool) -> Server:
     rollout, api_key = config.rollout, os.environ.get(API_KEY, "")
     if rollout.vllm_url is not None:
         return AttachedServer(Address(rollout.vllm_url, api_key=api_key), config)
+    if rollout.vllm_python is None:
+        raise ValueError("rollout.engine=vllm needs rollout.vllm_python or rollout.vllm_url")
     return SpawnedServer(
         rollout.vllm_python,
         server_arguments(config, read_model_config(config), on_cpu),

@@ -60,7 +60,7 @@ class SpawnedServer:
         self._start_timeout = start_timeout
         self._api_key = api_key
         self._python, self._arguments = os.path.abspath(python), dict(arguments)
-        self._keeper: subprocess.Popen | None = None
+        self._running = False
         self._start()
 
     def wait_ready(self, check: Callable[[], None] = no_stop) -> None:
@@ -101,29 +101,29 @@ class SpawnedServer:
     def close(self, wait: bool = True) -> None:
         """End the server and remove its socket, within the sum of the keeper's deadlines. Its log remains.
 
-        Without `wait` the keeper, which outlives this process, is told to and this returns at once.
+        Without `wait` this returns at once: the keeper, which outlives this process, does it.
         """
-        if self._keeper is None:
+        if not self._running:
             return
+        self._running = False
         self._keeper.terminate()
         if wait:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(GRACE_SECONDS + keeper.TRACKER_SECONDS + keeper.KILL_SECONDS + HEALTH_SECONDS)
             # Where the keeper was killed, it has not done so.
-            shutil.rmtree(self.address.uds.parent, ignore_errors=True)
-        self._keeper = None
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self) -> None:
-        directory = _private_directory()
-        self.address = Address("http://vllm", uds=directory / SOCKET, api_key=self._api_key)
+        self._directory = _private_directory()
+        self.address = Address("http://vllm", uds=self._directory / SOCKET, api_key=self._api_key)
         try:
-            self._keeper = self._start_keeper(directory)
+            self._keeper = self._start_keeper(self._directory)
         except OSError as error:
-            directory.rmdir()
+            self._directory.rmdir()
             raise EngineError(f"the vLLM server cannot be started: {error} (its log: {self._log})") from error
-        self._started = time.monotonic()
+        self._started, self._running = time.monotonic(), True
 
-    def _start_keeper(self, directory: Path) -> subprocess.Popen:
+    def _start_keeper(self, directory: Path) -> subprocess.Popen[bytes]:
         command = server_command(self._python, {**self._arguments, "uds": self.address.uds})
         with open(self._log, "ab") as log:
             self._log_start = log.tell()

@@ -9,9 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Heatmap
 from rest_megatron.commands.heatmap import main
-from rest_megatron.config import load
 from rest_megatron.errors import CheckpointError, DataError
 from tests.unit.observe.shown import Terminal, spans
 
@@ -38,11 +37,11 @@ def dump(tmp_path) -> Path:
 
 
 def show(stream, **arguments) -> None:
-    main(load([], []), FileArguments(**arguments), stream)
+    main(Heatmap(**arguments), stream)
 
 
 @pytest.mark.parametrize("row, text", [(0, "AB"), (2, "CD")])
-def test_the_command_shows_the_row_that_is_asked_for(tokenizer, dump, row, text):
+def test_the_command_shows_the_row_of_that_number(tokenizer, dump, row, text):
     stream = io.StringIO()
     show(stream, input=dump, tokenizer=tokenizer, row=row)
     assert f"[C 1.00]{text}" in stream.getvalue() and "\x1b" not in stream.getvalue()
@@ -74,7 +73,7 @@ def test_the_command_writes_the_page_and_nothing_else(tokenizer, dump):
 
 
 @pytest.mark.parametrize(
-    "row, complaint", [(3, "has 3 rows, counted from 0; there is no row=3"), (1, "row=1, line 3: is list []")]
+    "row, complaint", [(3, "has 3 rows, counted from 0; there is no --row 3"), (1, "--row 1, line 3: is list []")]
 )
 def test_the_command_refuses_a_row_that_is_not_there(tokenizer, dump, row, complaint):
     with pytest.raises(DataError, match=re.escape(complaint)):
@@ -84,7 +83,7 @@ def test_the_command_refuses_a_row_that_is_not_there(tokenizer, dump, row, compl
 def test_the_command_says_which_row_lacks_what(tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"ids": [1], "regions": ["cot"]}\n')
-    with pytest.raises(DataError, match="rows.jsonl row=0: field 'weights' is missing"):
+    with pytest.raises(DataError, match="rows.jsonl --row 0: field 'weights' is missing"):
         show(io.StringIO(), input=path, tokenizer=tokenizer)
 
 
@@ -100,7 +99,7 @@ def test_a_tokenizer_never_runs_code(dump, tmp_path, monkeypatch):
     settings = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-    with pytest.raises(CheckpointError, match="tokenizer="):
+    with pytest.raises(CheckpointError, match="--tokenizer "):
         show(io.StringIO(), input=dump, tokenizer=directory)
     assert not marker.exists()
 

@@ -34,7 +34,7 @@ def copy(model, tmp_path):
 @pytest.fixture(scope="module")
 def megatron(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "out"
-    assert main(["convert", f"input={model}", f"output={out}"], {}) == 0
+    assert main(["convert", f"--input={model}", f"--output={out}"], {}) == 0
     return out
 
 
@@ -55,7 +55,7 @@ def test_inspect_says_what_our_checkpoint_holds(model, tmp_path, capsys):
     for step in (3, 4):
         make_step(tmp_path / "checkpoints" / f"step-{step:08d}", model, step)
     (tmp_path / "checkpoints" / "step-00000004" / "manifest.json").write_text("{")
-    code, text = run(capsys, "inspect", f"input={tmp_path}")
+    code, text = run(capsys, "inspect", f"--input={tmp_path}")
     found = facts(text.split("\n", 1)[1])
     assert code == 0 and text.startswith("step-00000004 is skipped: ")
     assert found["kind"] == "checkpoint of rest_megatron" and found["step"] == "3"
@@ -71,12 +71,12 @@ def test_inspect_says_what_our_checkpoint_holds(model, tmp_path, capsys):
 
 
 def test_inspect_says_what_others_hold(model, megatron, capsys):
-    code, text = run(capsys, "inspect", f"input={model}")
+    code, text = run(capsys, "inspect", f"--input={model}")
     found = facts(text)
     assert code == 0 and found["kind"] == "Hugging Face model" and found["tensors"].endswith(", float32")
-    code, text = run(capsys, "inspect", f"input={megatron}")
+    code, text = run(capsys, "inspect", f"--input={megatron}")
     assert code == 0 and "not looked at: .metadata is a pickle" in facts(text)["tensors"]
-    code, text = run(capsys, "inspect", f"input={megatron}", "trust_pickle=true")
+    code, text = run(capsys, "inspect", f"--input={megatron}", "--trust-pickle")
     found = facts(text)
     assert code == 0 and found["directory"] == str(megatron / "release") and found["layers"] == "stacked"
     assert found["tensors"].endswith(", float32") and found["others"].startswith("0 tensors")
@@ -85,27 +85,27 @@ def test_inspect_says_what_others_hold(model, megatron, capsys):
 def test_verify_says_of_every_checkpoint_whether_it_is_whole(model, tmp_path, capsys):
     checkpoints = tmp_path / "checkpoints"
     steps = [make_step(checkpoints / f"step-{step:08d}", model, step) for step in (1, 2, 3)]
-    code, text = run(capsys, "verify", f"input={tmp_path}")
+    code, text = run(capsys, "verify", f"--input={tmp_path}")
     assert code == 0 and [line.endswith(": whole") for line in text.splitlines()] == [True] * 3
     shard = next((steps[1] / "state").iterdir())
     content = bytearray(shard.read_bytes())
     content[-100] ^= 4
     shard.write_bytes(content)
     (steps[0] / "hf" / "config.json").unlink()
-    code, text = run(capsys, "verify", f"input={tmp_path}")
+    code, text = run(capsys, "verify", f"--input={tmp_path}")
     assert code == 4 and f"{steps[2]}: whole\n" in text and f"{steps[1]}: not whole: {shard} has the SHA" in text
     assert f"{steps[0]}: not whole: " in text and f"2 of 3 checkpoints in {checkpoints} are not whole" in text
-    assert run(capsys, "verify", f"input={steps[2]}")[0] == 0
-    assert run(capsys, "verify", f"input={steps[1]}")[0] == 4
+    assert run(capsys, "verify", f"--input={steps[2]}")[0] == 0
+    assert run(capsys, "verify", f"--input={steps[1]}")[0] == 4
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_verify_finds_a_number_that_is_none(copy, capsys, bad):
-    assert run(capsys, "verify", f"input={copy}")[0] == 0
+    assert run(capsys, "verify", f"--input={copy}")[0] == 0
     weight = load_file(copy / "model.safetensors")[DOWN]
     weight[3, 5] = bad
     change(copy, **{DOWN.replace(".", "__"): weight})
-    code, text = run(capsys, "verify", f"input={copy}")
+    code, text = run(capsys, "verify", f"--input={copy}")
     assert code == 4 and f"NaN or infinity in {DOWN}" in text
 
 
@@ -114,25 +114,25 @@ def test_verify_finds_what_is_missing_and_an_index_that_is_wrong(copy, capsys):
     (copy / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")})
     )
-    assert run(capsys, "verify", f"input={copy}")[0] == 0
+    assert run(capsys, "verify", f"--input={copy}")[0] == 0
     change(copy, model__norm__weight=None)
-    code, text = run(capsys, "verify", f"input={copy}")
+    code, text = run(capsys, "verify", f"--input={copy}")
     assert code == 4 and f"{NORM} is in model.safetensors, but it is in None" in text
     (copy / "model.safetensors.index.json").unlink()
-    code, text = run(capsys, "verify", f"input={copy}")
+    code, text = run(capsys, "verify", f"--input={copy}")
     assert code == 4 and f"lacks tensors (1 of {len(names)}): {NORM}" in text
 
 
 def test_verify_reads_every_number_of_a_megatron_checkpoint(megatron, capsys):
-    assert run(capsys, "verify", f"input={megatron}")[0] == 4
-    code, text = run(capsys, "verify", f"input={megatron}", "trust_pickle=true")
+    assert run(capsys, "verify", f"--input={megatron}")[0] == 4
+    code, text = run(capsys, "verify", f"--input={megatron}", "--trust-pickle")
     assert code == 0 and f"{megatron / 'release'}: whole, a Megatron-core checkpoint" in text
 
 
 def test_diff_of_the_same_is_identical_whatever_the_format(model, megatron, tmp_path, capsys):
     step = make_step(tmp_path / "step-00000001", model, 1, "float32")
     for first, second in ((model, model), (model, megatron), (step, megatron), (step, model), (step, step)):
-        code, text = run(capsys, "diff", f"input={first}", f"against={second}", "trust_pickle=true")
+        code, text = run(capsys, "diff", f"--input={first}", f"--against={second}", "--trust-pickle")
         assert code == 0 and text.splitlines()[-1].startswith("identical: "), text
 
 
@@ -144,7 +144,7 @@ def test_diff_names_what_differs_and_by_how_much(model, copy, capsys):
     norm = tensors[NORM].clone()
     norm[7] = torch.nan
     change(copy, **{DOWN.replace(".", "__"): down, NORM.replace(".", "__"): norm})
-    code, text = run(capsys, "diff", f"input={model}", f"against={copy}")
+    code, text = run(capsys, "diff", f"--input={model}", f"--against={copy}")
     lines = text.splitlines()[2:]
     assert (
         code == 0 and lines[0] == f"{len(tensors) - 2 - ('lm_head.weight' in tensors)} tensors are the same bit for bit"
@@ -157,14 +157,14 @@ def test_diff_names_what_differs_and_by_how_much(model, copy, capsys):
 
 
 def test_diff_of_different_models_names_tensors_shapes_and_dtypes(tiny_model, model, megatron, copy, capsys):
-    code, text = run(capsys, "diff", f"input={model}", f"against={tiny_model('llama')}")
+    code, text = run(capsys, "diff", f"--input={model}", f"--against={tiny_model('llama')}")
     assert code == 0 and "12 only in the first: model.layers.0.self_attn.q_proj.bias; " in text
     assert "1 only in the second: lm_head.weight" in text and "; and 7 more" in text
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))
     embedding = load_file(copy / "model.safetensors")["model.embed_tokens.weight"][:400].clone()
     change(copy, model__embed_tokens__weight=embedding, model__norm__weight=torch.ones(64, dtype=torch.bfloat16))
-    code, text = run(capsys, "diff", f"input={megatron}", f"against={copy}", "trust_pickle=true")
+    code, text = run(capsys, "diff", f"--input={megatron}", f"--against={copy}", "--trust-pickle")
     assert "1 of different shapes: model.embed_tokens.weight (500, 64) and (400, 64)" in text
     assert f"1 of different dtypes: {NORM} torch.float32 and torch.bfloat16" in text
     assert "1 differ in their bits; max |a - b|" in text

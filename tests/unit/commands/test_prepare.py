@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.commands import prepare
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Prepare
 from rest_megatron.config.schema import Config, DataConfig
 from rest_megatron.data.prompts import load_prompts
 from rest_megatron.data.template import read_template
@@ -49,7 +49,7 @@ def run(tmp_path):
 def prepared(path, output, source, answer_format="toolrl"):
     stream = io.StringIO()
     config = Config(data=replace(DataConfig(), answer_format=answer_format))
-    prepare.main(config, FileArguments(input=path, output=output, source=source), stream)
+    prepare.main(config, Prepare(input=path, output=output, source=source), stream)
     if output.suffix == ".parquet":
         return pq.read_table(output).to_pylist(), stream.getvalue()
     return [json.loads(line) for line in output.open()], stream.getvalue()

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from rest_megatron.commands.arguments import FileArguments
 from rest_megatron.commands.rows import process
 from rest_megatron.data.rows import BadRow
 from rest_megatron.errors import DataError
@@ -17,7 +16,7 @@ def test_an_input_without_rows_is_refused_and_leaves_no_output(tmp_path, content
     if content is not None:
         source.write_bytes(content)
     with pytest.raises(DataError, match="a.jsonl"):
-        process(FileArguments(source, output), io.StringIO(), lambda row: row)
+        process(source, output, io.StringIO(), lambda row: row)
     assert {path.name for path in tmp_path.iterdir()} <= {"a.jsonl"}
 
 
@@ -33,7 +32,7 @@ def test_the_output_appears_only_when_it_is_complete(tmp_path):
         return row
 
     with pytest.raises(RuntimeError, match="a bug"):
-        process(FileArguments(source, output), io.StringIO(), convert)
+        process(source, output, io.StringIO(), convert)
     assert output.read_text() == "before"
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.jsonl"}
 
@@ -41,7 +40,7 @@ def test_the_output_appears_only_when_it_is_complete(tmp_path):
 def test_a_file_may_be_written_over_itself(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"n": 1}\n{"n": 2}')
-    process(FileArguments(path, path), io.StringIO(), lambda row: {"n": row["n"] + 1})
+    process(path, path, io.StringIO(), lambda row: {"n": row["n"] + 1})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 2}, {"n": 3}]
 
 
@@ -54,7 +53,7 @@ def test_a_reason_of_the_row_is_reported_with_its_line(tmp_path):
             raise BadRow("is the first")
         return row
 
-    process(FileArguments(source, output), stream, convert)
+    process(source, output, stream, convert)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows[:2] == [{"error": "line 1: is the first"}, {"n": "\ud800"}]
     assert rows[2]["error"].startswith("line 4: is not valid JSON")
@@ -66,14 +65,14 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, output):
     source = tmp_path / "a.jsonl"
     source.write_text("{}\n")
     (tmp_path / "loop").symlink_to("loop/x")
-    with pytest.raises(DataError, match="output="):
-        process(FileArguments(source, tmp_path / output), io.StringIO(), lambda row: row)
+    with pytest.raises(DataError, match=output):
+        process(source, tmp_path / output, io.StringIO(), lambda row: row)
 
 
 @pytest.mark.parametrize("depth", [1_000, 100_000])
 def test_a_line_nested_too_deep_is_one_bad_row(tmp_path, depth):
     source, output = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     source.write_text(f'{{"n": {"[" * depth}{"]" * depth}}}\n{{"n": 1}}\n')
-    process(FileArguments(source, output), io.StringIO(), lambda row: {"n": 1})
+    process(source, output, io.StringIO(), lambda row: {"n": 1})
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert rows[1] == {"n": 1} and rows[0].get("error", "line 1: is not valid JSON").startswith("line 1: is not valid")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Score
 from rest_megatron.commands.score import main
 from rest_megatron.config import load
 from rest_megatron.errors import ConfigError, DataError
@@ -20,17 +20,17 @@ PARTS = {"format": 1.0, "name": 1.0, "parameter_names": 1.0, "parameter_values":
 
 def run(tmp_path: Path, lines: list, *overrides: str, **arguments) -> tuple[list[dict], str]:
     """(output rows, what was written to the stream)."""
-    files = FileArguments(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **arguments)
+    options = Score(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl", **arguments)
     rows = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-    files.input.write_bytes(b"\n".join(rows) + b"\n")
+    options.input.write_bytes(b"\n".join(rows) + b"\n")
     stream = io.StringIO()
-    main(load([], overrides), files, stream)
-    return [json.loads(line) for line in files.output.read_text().splitlines()], stream.getvalue()
+    main(load([], overrides), options, stream)
+    return [json.loads(line) for line in options.output.read_text().splitlines()], stream.getvalue()
 
 
 def test_each_row_becomes_its_score(tmp_path):
     wrong = {"response": CALL.replace("1", "2"), "ground_truth": CALL, "id": 7}
-    rows, _ = run(tmp_path, [ROW, wrong], progress=0.5, step=50)
+    rows, _ = run(tmp_path, [ROW, wrong], progress=0.5)
     assert rows[0] == {"score": 4.0, "format": 1.5, "correctness": 2.5, "parts": PARTS, "reason": "ok"}
     assert rows[1]["correctness"] == pytest.approx(2.5 * (2 * 2 / 3 - 1))
     assert rows[1]["parts"] == PARTS | {"parameter_values": 0.0, "exact": 0.0}
@@ -39,7 +39,7 @@ def test_each_row_becomes_its_score(tmp_path):
 
 def test_presets_follow_progress_and_step(tmp_path):
     def score(*overrides: str) -> float:
-        return run(tmp_path, [ROW | {"response": ""}], *overrides, progress=0.5, step=75)[0][0]["score"]
+        return run(tmp_path, [ROW | {"response": ""}], *overrides, "train.steps=150", step=75)[0][0]["score"]
 
     assert score() == -2.5
     assert score("reward.ramp=none") == -3.0
@@ -101,7 +101,7 @@ def test_an_input_that_is_missing_or_empty_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no rows"):
         run(tmp_path, [])
     with pytest.raises(DataError, match="cannot be read"):
-        main(load(), FileArguments(tmp_path / "absent.jsonl", tmp_path / "out.jsonl"), io.StringIO())
+        main(load(), Score(input=tmp_path / "absent.jsonl", output=tmp_path / "out.jsonl"), io.StringIO())
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -222,7 +222,7 @@ def test_a_tokenizer_of_words_is_refused(run, tmp_path):
 
 
 def test_a_directory_without_a_tokenizer_is_refused(run, tmp_path):
-    with pytest.raises(CheckpointError, match="tokenizer="):
+    with pytest.raises(CheckpointError, match="--tokenizer "):
         run([{"ids": [1]}], tokenizer=tmp_path / "nothing")
 
 

@@ -3,14 +3,13 @@
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rest_megatron.commands import weigh
-from rest_megatron.commands.arguments import FileArguments
+from rest_megatron.commands.catalogue import Weigh
 from rest_megatron.config import load
 
 # With one token per byte.
@@ -48,11 +47,11 @@ def encoder(directory: Path) -> Callable[[str], list[int]]:
 def weigh_rows(
     folder: Path, tokenizer_dir: Path, rows: Sequence, *overrides: str, **arguments
 ) -> tuple[list[dict], str]:
-    """What the command writes for some rows, or lines, and what it reports. arguments: of its files."""
+    """What the command writes for some rows, or lines, and what it reports. arguments: further options."""
     source, output = folder / "a.jsonl", folder / "b.jsonl"
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     source.write_text("".join(f"{line}\n" for line in lines))
-    files = replace(FileArguments(source, output, tokenizer_dir), **arguments)
+    options = Weigh(**{"input": source, "output": output, "tokenizer": tokenizer_dir} | arguments)
     stream = io.StringIO()
-    weigh.main(load([], overrides), files, stream)
+    weigh.main(load([], overrides), options, stream)
     return [json.loads(line) for line in output.read_text().splitlines()], stream.getvalue()

@@ -2,10 +2,8 @@
 
 import pytest
 
-from rest_megatron.commands.arguments import SOURCES, FileArguments, read_file_arguments
 from rest_megatron.config import load
 from rest_megatron.config.check_method import check_method
-from rest_megatron.data import convert
 from rest_megatron.errors import ConfigError
 
 JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judge_weight=0.5")
@@ -30,7 +28,10 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
         (("reward.preset=poster", "reward.ramp=none"), "nothing but format", "reward.ramp=linear"),
         (("reward.overlong_buffer=2000",), "rollout.max_new_tokens=1024", "a part of that length"),
         (("reward.judge_weight=1",), "needs a judge", "reward.judge_url"),
-        (("reward.judge_url=host:80", *JUDGE[1:]), "no http:// or https://", "localhost"),
+        *(
+            ((f"reward.judge_url={url}", *JUDGE[1:]), "no http:// or https://", "localhost")
+            for url in ("host:80", "localhost", "ftp://host/v1", "http://", "http://host:x/v1")
+        ),
         ((JUDGE[0], JUDGE[2]), "needs reward.judge_model", "Name the model"),
         (JUDGE[:2], "has no effect", "reward.judge_weight"),
         (("algorithm.ratio=sequence", "algorithm.kl_coef=0.1"), "algorithm.ratio=sequence", "algorithm.ratio=token"),
@@ -43,6 +44,12 @@ def test_a_contradiction_is_refused_with_the_rule_and_a_fix(overrides, rule, fix
         check_method(load((), overrides))
     assert rule in str(error.value) and fix in str(error.value).splitlines()[-1]
     assert "override: " in str(error.value) or "preset" in str(error.value)
+
+
+def test_a_refused_address_does_not_show_its_password():
+    with pytest.raises(ConfigError, match="reward.judge_url") as error:
+        check_method(load((), ["reward.judge_url=ftp://me:sk-planted@host", *JUDGE[1:]]))
+    assert "sk-planted" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -73,43 +80,3 @@ def test_explicit_keys_win_over_presets_and_a_section_s_preset_over_the_method_s
     assert config.algorithm.clip_ratio_dual == 3.0
     config = load((), ["weights.preset=uniform", "weights.curriculum=linear"])
     assert (config.weights.rule, config.weights.curriculum) == ("constant", "linear")
-
-
-@pytest.mark.parametrize(
-    "words, step, progress",
-    [([], 0, 0.0), (["step=50"], 50, 0.25), (["step=500"], 500, 1.0), (["progress=0.5"], 100, 0.5)],
-)
-def test_step_and_progress_follow_from_each_other(words, step, progress):
-    config = load((), ["train.steps=200"])
-    files = read_file_arguments("score", ["input=a", "output=b", *words], config)
-    assert (files.step, files.progress) == (step, progress)
-
-
-@pytest.mark.parametrize(
-    "command, words, problem",
-    [
-        ("score", ["input=a"], "needs output=..."),
-        ("weigh", ["input=a", "output=b"], "needs tokenizer=..."),
-        ("score", ["input=a", "output=b", "output=c"], "output= is given twice"),
-        ("score", ["input=", "output=b"], "input= has no value"),
-        ("score", ["input=a", "output=b", "step=-1"], "'-1' is not a whole number"),
-        ("score", ["input=a", "output=b", "step=1", "progress=0.5"], "give one"),
-        ("weigh", ["input=a", "output=b", "tokenizer=t", "progress=1.5"], "from 0 to 1"),
-        ("weigh", ["input=a", "output=b", "tokenizer=t", "progress=x"], "from 0 to 1"),
-        ("prepare", ["input=a", "output=b", "source=x"], "is not one of toolace"),
-        ("heatmap", ["input=a", "tokenizer=t", "row=one"], "not a whole number"),
-    ],
-)
-def test_wrong_words_of_a_command_over_files_are_refused(command, words, problem):
-    with pytest.raises(ConfigError, match="") as error:
-        read_file_arguments(command, words, load())
-    assert problem in str(error.value)
-
-
-def test_defaults_of_a_command_over_files():
-    files = read_file_arguments("heatmap", ["input=a.jsonl", "tokenizer=t"], load())
-    assert isinstance(files, FileArguments) and files.output is None and files.row == 0
-
-
-def test_the_sources_of_the_command_line_are_those_that_are_converted():
-    assert set(SOURCES) == set(convert.SOURCES)

@@ -38,8 +38,8 @@ def test_a_model_is_cut_into_files_and_cast(tiny_model, tmp_path, capsys):
     assert index["metadata"]["total_size"] == made.size == sum(x.nbytes for x in expected.values())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     # And by the command, back into one file.
-    words = ["format=hf", "dtype=float32"]
-    code, text = run(capsys, "convert", f"input={tmp_path / 'out'}", f"output={tmp_path / 'again'}", *words)
+    words = ["--format=hf", "--dtype=float32"]
+    code, text = run(capsys, "convert", f"--input={tmp_path / 'out'}", f"--output={tmp_path / 'again'}", *words)
     assert code == 0 and f"output  {tmp_path / 'again'}: Hugging Face model, {len(expected)} tensors" in text
     assert same(load_file(tmp_path / "again" / "model.safetensors"), {n: x.float() for n, x in expected.items()})
 
@@ -61,10 +61,10 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken(tiny_model, tmp_path, cap
     (checkpoints / "step-00000004.tmp").mkdir()
     shard = next((checkpoints / "step-00000003" / "state").iterdir())
     shard.write_bytes(bytes(shard.stat().st_size))
-    code, text = run(capsys, "convert", f"input={run_dir}", f"output={tmp_path / 'out'}", "dtype=float32")
+    code, text = run(capsys, "convert", f"--input={run_dir}", f"--output={tmp_path / 'out'}", "--dtype=float32")
     assert code == 0 and f"step-00000003 is skipped: {shard} has the SHA-256" in text
     assert same(read(tmp_path / "out"), read(tiny_model("qwen2")))
-    code, text = run(capsys, "convert", f"input={checkpoints / 'step-00000003'}", f"output={tmp_path / 'no'}")
+    code, text = run(capsys, "convert", f"--input={checkpoints / 'step-00000003'}", f"--output={tmp_path / 'no'}")
     assert code == 4 and str(shard) in text and not (tmp_path / "no").exists()
 
 
@@ -155,9 +155,9 @@ def test_nothing_is_overwritten(tiny_model, tmp_path, capsys):
     for name in ("out", "other.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("mine")
-    code, text = run(capsys, "convert", f"input={tiny_model()}", f"output={tmp_path / 'out'}")
-    assert code == 4 and f"output={tmp_path / 'out'} exists" in text
-    code, text = run(capsys, "convert", f"input={tiny_model()}", f"output={tmp_path / 'other'}")
+    code, text = run(capsys, "convert", f"--input={tiny_model()}", f"--output={tmp_path / 'out'}")
+    assert code == 4 and f"--output {tmp_path / 'out'} exists" in text
+    code, text = run(capsys, "convert", f"--input={tiny_model()}", f"--output={tmp_path / 'other'}")
     assert code == 4 and "is no unfinished conversion" in text
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["other.partial", "out", "thesis.txt", "thesis.txt"]
 
@@ -182,17 +182,17 @@ def test_weights_and_config_of_different_models_are_refused(tiny_model, tmp_path
     weights = load_file(source / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(63)
     save_file(weights, source / "model.safetensors")
-    code, text = run(capsys, "convert", f"input={source}", f"output={tmp_path / 'out'}")
+    code, text = run(capsys, "convert", f"--input={source}", f"--output={tmp_path / 'out'}")
     assert code == 4 and "misshapen tensors (1 of 47): model.norm.weight is (63,), config.json wants (64,)" in text
     make(tiny_model(), tmp_path / "megatron", MEGATRON)
-    words = [f"input={tmp_path / 'megatron'}", f"output={tmp_path / 'out'}", "trust_pickle=true"]
-    code, text = run(capsys, "convert", *words, f"model={tiny_model('llama')}")
+    words = [f"--input={tmp_path / 'megatron'}", f"--output={tmp_path / 'out'}", "--trust-pickle"]
+    code, text = run(capsys, "convert", *words, f"--model={tiny_model('llama')}")
     assert code == 4 and "has unknown tensors" in text and "decoder.layers.0.self_attention.q_layernorm.weight" in text
-    code, text = run(capsys, "convert", *words, f"model={tiny_model(tied=True)}")
+    code, text = run(capsys, "convert", *words, f"--model={tiny_model(tied=True)}")
     assert code == 4 and "has unknown tensors (1 of 34): output_layer.weight" in text
     config = json.loads((tiny_model() / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "vocab_size": 504}))
-    code, text = run(capsys, "convert", *words, f"model={source}")
+    code, text = run(capsys, "convert", *words, f"--model={source}")
     assert code == 4 and "embedding.word_embeddings.weight is (500, 64), config.json wants (504, 64)" in text
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
@@ -203,22 +203,22 @@ def test_weights_and_config_of_different_models_are_refused(tiny_model, tmp_path
 def test_a_config_that_is_none_of_ours_is_refused(tiny_model, tmp_path, capsys, config):
     source = shutil.copytree(tiny_model(), tmp_path / "model")
     (source / "config.json").write_text(config)
-    code, text = run(capsys, "convert", f"input={source}", f"output={tmp_path / 'out'}")
+    code, text = run(capsys, "convert", f"--input={source}", f"--output={tmp_path / 'out'}")
     assert code == 4 and f"{source / 'config.json'}" in text and not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["format=gguf"], "format=gguf is not one of hf, megatron"),
-        (["dtype=float16"], "dtype=float16 is not one of bfloat16, float32"),
-        (["trust_pickle=yes"], "trust_pickle=yes is not one of true, false"),
-        (["vocab_multiple=0"], "a multiple of 0"),
-        (["format=hf", "vocab_multiple=8"], "vocab_multiple= pads the vocabulary of format=megatron"),
+        (["--format=gguf"], "--format: 'gguf' is not one of hf, megatron"),
+        (["--dtype=float16"], "--dtype: 'float16' is not one of bfloat16, float32; did you mean bfloat16?"),
+        (["--trust-pickle=yes"], "--trust-pickle takes no value"),
+        (["--vocab-multiple=0"], "--vocab-multiple: '0' is not a whole number, 1 or more"),
+        (["--format=hf", "--vocab-multiple=8"], "--vocab-multiple pads the vocabulary of --format megatron"),
     ],
 )
 def test_words_that_mean_nothing_are_refused(tiny_model, tmp_path, capsys, words, message):
-    code, text = run(capsys, "convert", f"input={tiny_model()}", f"output={tmp_path / 'out'}", *words)
+    code, text = run(capsys, "convert", f"--input={tiny_model()}", f"--output={tmp_path / 'out'}", *words)
     assert code == 2 and message in text and list(tmp_path.iterdir()) == []
 
 
@@ -226,4 +226,4 @@ def test_words_that_mean_nothing_are_refused(tiny_model, tmp_path, capsys, words
 def test_the_tools_are_the_commands(tiny_model, name):
     tool = next((ROOT / "tools").glob(f"{name}_*.py"))
     done = subprocess.run([sys.executable, str(tool)], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"{name} needs input=..." in done.stderr
+    assert done.returncode == 2 and f"{name}: needs INPUT" in done.stderr

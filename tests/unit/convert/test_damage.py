@@ -34,7 +34,7 @@ def run(capsys, *words) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def converted(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "out"
-    assert main(["convert", f"input={tiny_model()}", f"output={out}", "vocab_multiple=128"], {}) == 0
+    assert main(["convert", f"--input={tiny_model()}", f"--output={out}", "--vocab-multiple=128"], {}) == 0
     return out
 
 
@@ -62,8 +62,8 @@ def flip(path, position: int) -> None:
 def test_one_flipped_bit_of_a_shard_is_refused(megatron, tmp_path, capsys):
     shard = megatron / "release" / "__0_0.distcp"
     flip(shard, 9000)
-    for words in (["convert", f"output={tmp_path / 'out'}"], ["verify"]):
-        code, text = run(capsys, *words, f"input={megatron}", "trust_pickle=true")
+    for words in (["convert", f"--output={tmp_path / 'out'}"], ["verify"]):
+        code, text = run(capsys, *words, f"--input={megatron}", "--trust-pickle")
         assert code == 4 and f"{shard} cannot be read" in text and "CRC-32" in text, text
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +104,7 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_refused(tied, tmp_pat
     for change, expected in ((0.0, 0), (1.0, 4)):
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + change
         save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
-        code, text = run(capsys, "convert", f"input={tied}", f"output={tmp_path / f'out{change}'}")
+        code, text = run(capsys, "convert", f"--input={tied}", f"--output={tmp_path / f'out{change}'}")
         assert code == expected, text
     assert "but their values differ. Set tie_word_embeddings=false" in text and not (tmp_path / "out1.0").exists()
 
@@ -113,7 +113,7 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_refused(tied, tmp_pat
 def test_a_vocabulary_beyond_what_padding_explains_is_refused(converted, model, tmp_path, capsys, vocab_size, expected):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"vocab_size": vocab_size}))
-    words = [f"input={converted}", f"output={tmp_path / 'out'}", f"model={model}", "trust_pickle=true"]
+    words = [f"--input={converted}", f"--output={tmp_path / 'out'}", f"--model={model}", "--trust-pickle"]
     code, text = run(capsys, "convert", *words)
     assert code == expected, text
     said = f"{512 - vocab_size} of padding cut off" if code == 0 else f"{512 - vocab_size} more than vocab_size"
@@ -122,16 +122,18 @@ def test_a_vocabulary_beyond_what_padding_explains_is_refused(converted, model, 
 
 @pytest.mark.parametrize("multiple", [1024, 10**11])
 def test_a_padding_that_could_not_be_read_again_is_not_written(model, tmp_path, capsys, multiple):
-    code, text = run(capsys, "convert", f"input={model}", f"output={tmp_path / 'out'}", f"vocab_multiple={multiple}")
-    assert code == 4 and "vocab_multiple is too large" in text and not list(tmp_path.glob("out*"))
+    code, text = run(
+        capsys, "convert", f"--input={model}", f"--output={tmp_path / 'out'}", f"--vocab-multiple={multiple}"
+    )
+    assert code == 4 and "--vocab-multiple is too large" in text and not list(tmp_path.glob("out*"))
 
 
 def test_two_conversions_do_not_share_an_output(model, tmp_path, capsys):
     with partial_output(tmp_path / "out", {}):
-        code, text = run(capsys, "convert", f"input={model}", f"output={tmp_path / 'out'}")
+        code, text = run(capsys, "convert", f"--input={model}", f"--output={tmp_path / 'out'}")
     assert code == 2 and f"out.partial is in use by another job: process {os.getpid()} on" in text
     shutil.rmtree(tmp_path / "out.partial")
-    assert run(capsys, "convert", f"input={model}", f"output={tmp_path / 'out'}")[0] == 0
+    assert run(capsys, "convert", f"--input={model}", f"--output={tmp_path / 'out'}")[0] == 0
     assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -143,7 +145,7 @@ def test_companions_are_content_and_no_more(model, tmp_path, capsys):
         (model / name).write_text("{}")
     (model / "tokenizer.json").chmod(0o444)
     out = tmp_path / "out"
-    code, text = run(capsys, "convert", "format=hf", f"input={model}", f"output={out}")
+    code, text = run(capsys, "convert", "--format=hf", f"--input={model}", f"--output={out}")
     assert code == 0 and "Hugging Face model" in text
     assert os.access(out / "tokenizer.json", os.W_OK) and (out / "tokenizer.json").stat().st_mode & 0o200
     assert (out / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
@@ -154,14 +156,14 @@ def test_companions_are_content_and_no_more(model, tmp_path, capsys):
 def test_what_is_not_finished_is_not_taken(model, tmp_path, capsys, name):
     (tmp_path / "run").mkdir()
     model.rename(tmp_path / "run" / name)
-    code, text = run(capsys, "verify", f"input={tmp_path / 'run'}")
+    code, text = run(capsys, "verify", f"--input={tmp_path / 'run'}")
     assert code == 4 and "holds no weights" in text
 
 
 def test_a_step_that_was_renamed_is_not_whole(tiny_model, tmp_path, capsys):
     make_step(tmp_path / "checkpoints" / "step-00000007", tiny_model(), 3)
-    for words in (["verify"], ["convert", f"output={tmp_path / 'out'}"]):
-        code, text = run(capsys, *words, f"input={tmp_path}")
+    for words in (["verify"], ["convert", f"--output={tmp_path / 'out'}"]):
+        code, text = run(capsys, *words, f"--input={tmp_path}")
         assert code == 4 and "holds step 3: it was renamed" in text
 
 
@@ -200,7 +202,7 @@ def test_a_file_whose_metadata_is_null_is_read_or_refused(tmp_path):
 def test_an_index_that_is_none_is_refused(model, capsys, index):
     path = model / "model.safetensors.index.json"
     path.mkdir() if index is None else path.write_text(index)
-    code, text = run(capsys, "verify", f"input={model}")
+    code, text = run(capsys, "verify", f"--input={model}")
     assert code == 4 and "is not a safetensors index" in text
 
 
@@ -209,23 +211,23 @@ def test_an_index_that_is_none_is_refused(model, capsys, index):
 )
 def test_files_of_megatron_that_are_none_are_refused(megatron, capsys, file, content):
     (megatron / file).write_text(content)
-    code, text = run(capsys, "verify", f"input={megatron}", "trust_pickle=true")
+    code, text = run(capsys, "verify", f"--input={megatron}", "--trust-pickle")
     assert code == 4 and len(text) < 2000
 
 
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["output=."], 4),
-        (["output=/"], 4),
-        (["output=" + "x" * 300], 2),
-        (["output=" + "x" * 250], 2),
-        (["model=" + "x" * 300], 2),
+        (["--output=."], 4),
+        (["--output=/"], 4),
+        (["--output=" + "x" * 300], 2),
+        (["--output=" + "x" * 250], 2),
+        (["--model=" + "x" * 300], 2),
     ],
     ids=lambda words: str(words)[:20],
 )
 def test_paths_that_mean_nothing_are_refused(model, tmp_path, capsys, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
-    code, _ = run(capsys, "convert", f"input={model}", *words, *([] if "output" in words[0] else ["output=out"]))
+    code, _ = run(capsys, "convert", f"--input={model}", *words, *([] if "output" in words[0] else ["--output=out"]))
     assert code == expected and [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert run(capsys, "verify", "input=" + "x" * 300)[0] == 2
+    assert run(capsys, "verify", "--input=" + "x" * 300)[0] == 2

@@ -16,22 +16,20 @@ MODEL_BYTES, LIMIT = 400 * 2**20, 200 * 2**20
 SCRIPT = """
 import sys
 from importlib import import_module
-from rest_megatron.config import load
-from rest_megatron.commands.arguments import read_file_arguments
+from rest_megatron.cli import parse
 
 def memory(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
 for words in sys.argv[1:]:
-    command, *words = words.split()
-    module, config = import_module("rest_megatron.commands." + command), load([], [])
-    files = read_file_arguments(command, words, config)
+    request = parse(words.split())
+    module = import_module(request.command.module)
     before = memory("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
-    module.main(config, files, sys.stderr)
-    print("peak", command, memory("VmHWM") - before)
+    module.main(request.options, sys.stderr)
+    print("peak", request.command.name, memory("VmHWM") - before)
 """
 
 
@@ -57,11 +55,11 @@ def model(tmp_path_factory):
 
 def test_a_conversion_holds_a_tensor_at_a_time(model, tmp_path):
     commands = [
-        f"convert input={model} output={tmp_path}/megatron vocab_multiple=1000",
-        f"convert input={tmp_path}/megatron output={tmp_path}/back trust_pickle=true",
-        f"convert input={model} output={tmp_path}/narrow format=hf dtype=bfloat16",
-        f"diff input={tmp_path}/megatron against={tmp_path}/back trust_pickle=true",
-        f"verify input={model}",
+        f"convert --input={model} --output={tmp_path}/megatron --vocab-multiple=1000",
+        f"convert --input={tmp_path}/megatron --output={tmp_path}/back --trust-pickle",
+        f"convert --input={model} --output={tmp_path}/narrow --format=hf --dtype=bfloat16",
+        f"diff --input={tmp_path}/megatron --against={tmp_path}/back --trust-pickle",
+        f"verify --input={model}",
     ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *commands], cwd=ROOT, capture_output=True, text=True, check=False

@@ -29,7 +29,7 @@ class Planted:
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "out"
-    assert main(["convert", f"input={tiny_model()}", f"output={out}"], {}) == 0
+    assert main(["convert", f"--input={tiny_model()}", f"--output={out}"], {}) == 0
     return out
 
 
@@ -50,18 +50,18 @@ def planted(checkpoint, tmp_path):
 
 
 def convert(capsys, source, *words) -> tuple[int, str]:
-    code = main(["convert", f"input={source / 'release'}", f"output={source / 'out'}", *words], {})
+    code = main(["convert", f"--input={source / 'release'}", f"--output={source / 'out'}", *words], {})
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 
 
 def test_a_pickle_is_not_read_unless_it_is_trusted(checkpoint, tmp_path, capsys):
-    code = main(["convert", f"input={checkpoint}", f"output={tmp_path / 'out'}"], {})
-    assert code == 4 and "only with trust_pickle=true" in capsys.readouterr().err
+    code = main(["convert", f"--input={checkpoint}", f"--output={tmp_path / 'out'}"], {})
+    assert code == 4 and "only with --trust-pickle" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [[], ["trust_pickle=true"]])
+@pytest.mark.parametrize("words", [[], ["--trust-pickle"]])
 @pytest.mark.parametrize(
     "function, name",
     [
@@ -76,12 +76,12 @@ def test_planted_code_never_runs(planted, tmp_path, capsys, function, name, word
     witness = tmp_path / "witness"
     code, text = convert(capsys, planted(Planted(function, f"touch {witness}")), *words)
     assert code == 4 and not witness.exists() and not (tmp_path / "out").exists()
-    assert f"it names {name}, which has no place" in text if words else "trust_pickle=true" in text
+    assert f"it names {name}, which has no place" in text if words else "--trust-pickle" in text
 
 
 @pytest.mark.parametrize("content", [3, None, {}, Metadata({}), Metadata({}, storage_data=[])])
 def test_a_pickle_of_something_else_is_refused(planted, capsys, content):
-    code, text = convert(capsys, planted(content), "trust_pickle=true")
+    code, text = convert(capsys, planted(content), "--trust-pickle")
     assert code == 4 and ".metadata" in text
 
 
@@ -90,7 +90,7 @@ def test_a_broken_pickle_is_refused(checkpoint, planted, capsys):
     source = planted(None)
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (source / "release" / ".metadata").write_bytes(whole[:length])
-        code, text = convert(capsys, source, "trust_pickle=true")
+        code, text = convert(capsys, source, "--trust-pickle")
         assert code == 4 and ".metadata cannot be read" in text
 
 
@@ -115,7 +115,7 @@ def test_code_in_a_shard_never_runs(checkpoint, planted, tmp_path, capsys):
     torch.save(Planted(os.system, f"touch {witness}"), trap)
     (tmp_path / "release" / "trap.distcp").write_bytes(trap.getvalue())
     info.relative_path, info.offset, info.length = "trap.distcp", 0, len(trap.getvalue())
-    code, text = convert(capsys, planted(metadata), "trust_pickle=true")
+    code, text = convert(capsys, planted(metadata), "--trust-pickle")
     assert code == 4 and "trap.distcp cannot be read" in text and not witness.exists()
 
 

@@ -182,7 +182,7 @@ def mismatched(alarms: Alarms, means: list[float]) -> list[list[str]]:
     return [alarms.update(step + 1, {"mismatch/mean": mean}) for step, mean in enumerate(means)]
 
 
-def test_a_mismatch_is_told_in_the_step_in_which_it_begins_and_ends():
+def test_a_mismatch_is_reported_in_the_step_in_which_it_begins_and_ends():
     alarms = Alarms(AlarmsConfig(max_mismatch=0.05))
     spoken = mismatched(alarms, [0.05, 0.051, 0.3])
     assert [len(messages) for messages in spoken] == [0, 1, 0] and on(alarms) == {"mismatch"}

@@ -280,20 +280,8 @@ def test_without_a_url_there_is_no_judge():
     assert build_judge(settings(), {}) is None
 
 
-@pytest.mark.parametrize(
-    "overrides, key, reason",
-    [
-        (["judge_url=localhost", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=ftp://host/v1", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://host:x/v1", "judge_model=m"], "", "must be a URL such as"),
-        (["judge_url=http://host/v1"], "", "judge_model is empty"),
-        (["judge_url=http://host/v1", "judge_model=m"], "sk-planted\nx", "OPENAI_API_KEY holds"),
-        (["judge_url=http://host/v1", "judge_model=m"], "sk-planted é", "OPENAI_API_KEY holds"),
-        (["judge_url=ftp://me:sk-planted@host", "judge_model=m"], "", "must be a URL such as"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused_before_the_job(overrides, key, reason):
-    with pytest.raises(ConfigError, match=reason) as caught:
-        build_judge(settings(*overrides), {"OPENAI_API_KEY": key})
+@pytest.mark.parametrize("key", ["sk-planted\nx", "sk-planted é"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds") as caught:
+        build_judge(settings("judge_url=http://host/v1", "judge_model=m"), {"OPENAI_API_KEY": key})
     assert "sk-planted" not in str(caught.value)

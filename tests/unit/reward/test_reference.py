@@ -6,15 +6,13 @@ import time
 import pytest
 
 from rest_megatron.config import load
-from rest_megatron.errors import ConfigError
 from rest_megatron.reward.presets import build_reward
-from rest_megatron.reward.reference import read_reference, reference_score
-from rest_megatron.reward.variants import correctness_range, format_range
+from rest_megatron.reward.reference import correctness_range, format_range, read_reference, reference_score
 from tests.paths import SHARED
+from tests.unit.reward.written import THOUGHT, calls, line
 
 GOLDEN = SHARED / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="needs ../shared/data/golden")
-THOUGHT = "<think> t </think>\n"
 VARIANTS = {
     "CORRECTMAX1": "correct_max_1",
     "MAX1STEP30MAX3": "max_1_step_30_max_3",
@@ -22,14 +20,6 @@ VARIANTS = {
     "REFINEDREWARD": "refined",
     "INTERMEDIATEREWARD": "intermediate",
 }
-
-
-def line(name: str, /, **parameters) -> str:
-    return json.dumps({"name": name, "parameters": parameters})
-
-
-def calls(*lines: str) -> str:
-    return THOUGHT + "<tool_call>\n" + "\n".join(lines) + "\n</tool_call>"
 
 
 ONE = calls(line("f", x=1))
@@ -182,11 +172,6 @@ def test_a_thought_that_the_prompt_opened_counts():
     answer = ONE.removeprefix("<think>")
     assert scored(answer, ONE).format == 0
     assert scored(answer, ONE, think_open=True).total == 4
-
-
-def test_the_published_code_reads_one_format_only():
-    with pytest.raises(ConfigError, match="data.answer_format is hermes"):
-        build_reward(load([], ["reward.preset=reference", "data.answer_format=hermes"]))
 
 
 def nested(depth: int, core: str) -> str:

@@ -6,12 +6,13 @@ which registers the weight transfer backend `rest_files`. It knows nothing of th
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -30,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "rest_files"
 READ_BYTES = 8 << 20
+
+
+class LoadsWeights(Protocol):
+    """Any of vLLM's models."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> object:
+        """Take over tensors by Hugging Face's names."""
 
 
 @dataclass
@@ -103,6 +111,8 @@ class FileTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 class Extension:
     """What vLLM's worker gets in addition: calls for its /collective_rpc."""
 
+    weight_transfer_engine: FileTransfer  # the worker's own
+
     def abandon_weight_update(self) -> None:
         """Forget an update that nobody finishes; vLLM would refuse to start another."""
         self._weight_update_active = False
@@ -113,7 +123,7 @@ class Extension:
         return self.weight_transfer_engine.failure
 
 
-def _load_checked(model: nn.Module, path: str, sha256: str) -> None:
+def _load_checked(model: LoadsWeights, path: str, sha256: str) -> None:
     failure = None
     with ThreadPoolExecutor(1) as reader:
         digest = reader.submit(_sha256, path)
@@ -134,7 +144,7 @@ def _load_checked(model: nn.Module, path: str, sha256: str) -> None:
         raise RuntimeError(f"weights {path} cannot be loaded: {type(failure).__name__}: {failure}") from failure
 
 
-def _load(model: nn.Module, path: str) -> None:
+def _load(model: LoadsWeights, path: str) -> None:
     with safe_open(path, framework="pt") as file:
         model.load_weights((name, file.get_tensor(name)) for name in file.keys())
 

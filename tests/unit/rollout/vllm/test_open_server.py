@@ -24,7 +24,7 @@ class Alone(SimpleNamespace):
 
     watch = Watch()
 
-    def on_main(self, function):
+    def only_main(self, function):
         return function()
 
 

@@ -99,7 +99,13 @@ def loaded_beside_pickles(launch: Launch, model: Path, directory: Path, mark: Pa
     _, parallel, checkpoints = opened(launch, model, Layout(), "float32", directory)
     checkpoints.save(1, {})
     step = directory / "step-00000001"
-    for name in (".metadata", "common.pt", "state/.metadata", "state/mp_rank_00_model_states.pt", "rng/rng.pt"):
+    folders = {
+        "": (".metadata", "common.pt"),
+        "state": (".metadata", "common.pt", "mp_rank_00_model_states.pt"),
+        "rng": ("rng.pt", "rank-00000.pt"),
+        "hf": ("pytorch_model.bin",),
+    }
+    for name in (f"{folder}/{name}".lstrip("/") for folder, names in folders.items() for name in names):
         (step / name).write_bytes(pickle.dumps(Planted(mark)))
     assert newest(directory, parallel, lambda text: None)[0] == step
     checkpoints.load(step)

@@ -3,15 +3,13 @@
 import json
 import math
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_whose_gradients_stay_infinite_ends_with_77_and_dumps_what_it_skipped(task, start, ranks):
-    job = start(task.train("optim.lr=1e30", "train.max_nonfinite=1", *([TP2] if ranks > 1 else [])), ranks=ranks)
+def test_a_run_whose_gradients_stay_infinite_ends_with_77_and_dumps_what_it_skipped(task, start):
+    job = start(task.train("optim.lr=1e30", "train.max_nonfinite=1", TP2), ranks=2)
     assert set(job.wait()) == {77}, job.output()
     assert job.output().count("not finite: step 3") == 1 and "Traceback" not in job.output()
     dumps = sorted((task.run_dir / "nonfinite").iterdir())
@@ -27,13 +25,12 @@ def test_the_count_of_skipped_updates_goes_on_with_the_run(task, start):
     assert job.wait() == [77] and "not finite: step 3" in job.output(), job.output()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_end_the_run_before_it_trains(task, start, value):
+def test_weights_that_are_not_finite_end_the_run_before_it_trains(task, start):
     first = start(task.train("train.steps=1"))
     assert first.wait() == [0], first.output()
     path = task.run_dir / "hf" / "model.safetensors"
     tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = math.inf
     save_file(tensors, path, {"format": "pt"})
     spoilt = task.at("spoilt")
     job = start(spoilt.train(f"model.path={path.parent}", "model.random_init=false"))

@@ -129,15 +129,6 @@ def test_a_pickle_in_the_place_of_a_file_is_refused(copied, start, pickles, mark
     assert "Traceback" not in job.output() and not mark.exists()
 
 
-def test_pickles_beside_a_checkpoint_s_files_are_left_alone(stopped, start, pickles, mark):
-    newest = stopped.run_dir / "checkpoints" / "step-00000003"
-    for name in (".metadata", "state/.metadata", "state/common.pt", "rng/rank-00000.pt", "hf/pytorch_model.bin"):
-        (newest / name).write_bytes(pickles["pickle" if name.endswith("metadata") else "torch.save"])
-    job = start(stopped.train())
-    assert job.wait() == [0], job.output()
-    assert "after step 3 of 4" in job.output() and not mark.exists()
-
-
 @pytest.mark.parametrize(
     "pattern, hashed",
     [

@@ -1,7 +1,6 @@
 """A place that cannot be written or read, and a clock that goes back."""
 
 import ctypes
-import os
 import time
 from functools import partial
 
@@ -95,23 +94,3 @@ def test_a_clock_that_jumps_neither_ends_a_run_nor_makes_times_negative(task, st
     assert job.wait() == [0], job.output()
     lines = [line for line in job.output().splitlines() if line.startswith("step ")]
     assert len(lines) == STEPS and not any("-" in line.split("reward")[0] for line in lines)
-
-
-def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_its_files_dates(stopped, start):
-    steps = sorted((stopped.run_dir / "checkpoints").glob("step-*"))
-    assert [path.name for path in steps] == ["step-00000002", "step-00000003"]
-    for age, path in enumerate(reversed(steps)):
-        for file in (path, *path.rglob("*")):
-            os.utime(file, (time.time() + 1000 * age, time.time() + 1000 * age))
-    job = start(stopped.train())
-    assert job.wait() == [0], job.output()
-    assert "after step 3 of 4" in job.output()
-
-
-@pytest.mark.parametrize("name", ["", "step-00000009", "../../..", "x" * 5000, "\0", "\udcff"])
-def test_a_hint_at_the_newest_checkpoint_that_is_wrong_changes_nothing(stopped, start, name):
-    latest = stopped.run_dir / "checkpoints" / "latest"
-    latest.write_bytes(name.encode("utf-8", "surrogateescape"))
-    job = start(stopped.train())
-    assert job.wait() == [0], job.output()
-    assert "after step 3 of 4" in job.output() and len(job.output()) < 2000

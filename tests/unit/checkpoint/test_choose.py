@@ -119,11 +119,18 @@ def test_what_a_kill_left_is_tidied_up(checkpoints):
 def test_latest_is_a_hint(checkpoints):
     (checkpoints / "latest").write_text("step-00000003\n")
     assert chosen(checkpoints) == ("step-00000005", [])
-    for content in ("step-00000007", "", "../../etc/passwd", "\0"):
-        (checkpoints / "latest").write_text(content)
+    for content in (b"step-00000007", b"", b"../../etc/passwd", b"\0", b"x" * 5000, b"\xff"):
+        (checkpoints / "latest").write_bytes(content)
         name, warnings = chosen(checkpoints)
         assert name == "step-00000005"
-        assert len(warnings) == (content != "")
+        assert len(warnings) == (content != b"") and len("".join(warnings)) < 1000
+
+
+def test_the_newest_is_that_of_the_last_step_whatever_its_files_dates(checkpoints):
+    for age, path in enumerate(sorted(checkpoints.iterdir(), reverse=True)):
+        for file in (path, *path.rglob("*")):
+            os.utime(file, (1e9 + 1000 * age, 1e9 + 1000 * age))
+    assert chosen(checkpoints) == ("step-00000005", [])
 
 
 def kept(checkpoints: Path, keep: int, written: int = 5) -> list[int]:

@@ -123,15 +123,20 @@ def weigh(
         "lm_head": score_norm * stats.hidden_norm_squared,
         "weight": tokens,
     }
-    importance = importance_ratios(
-        stats.log_probs,
+    means = global_means(described, batch.regions, dp_group)
+    return StepWeights(tokens, means, state, importance(batch, stats.log_probs, algorithm))
+
+
+def importance(batch: Batch, log_probs: Tensor, algorithm: AlgorithmConfig) -> Tensor:
+    """[T] float32: what corrects for the engine's log-probs being others than the actor's `log_probs`."""
+    return importance_ratios(
+        log_probs,
         batch.rollout_log_probs,
         batch.sequence_index,
         len(batch.trajectories),
         algorithm.importance_cap,
         algorithm.importance_mask,
     )
-    return StepWeights(tokens, global_means(described, batch.regions, dp_group), state, importance)
 
 
 def global_means(values: Mapping[str, Tensor], regions: Tensor, dp_group: dist.ProcessGroup) -> dict[str, Tensor]:

@@ -18,11 +18,10 @@ from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.distributed.startup import choose_device, initialize
-from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.weights import WeightState
 from rest_megatron.observe.mismatch import mismatch_metrics
 from rest_megatron.step.update import update
-from rest_megatron.step.weigh import StepWeights
+from rest_megatron.step.weigh import StepWeights, importance
 from rest_megatron.types import Batch, MiniBatch, TokenStats
 from tests.distributed.cases import Layout, make_config, named, share, start
 from tests.tiny import Answers
@@ -82,15 +81,7 @@ def updated(
 ) -> tuple[StepWeights, Update]:
     """The first step's weights, `tokens` with their importance, and its updates."""
     algorithm, empty = session.config.algorithm, torch.zeros_like(tokens)
-    importance = importance_ratios(
-        old_log_probs,
-        batch.rollout_log_probs,
-        batch.sequence_index,
-        len(batch.trajectories),
-        algorithm.importance_cap,
-        algorithm.importance_mask,
-    )
-    weights = StepWeights(tokens, {}, WeightState(), importance)
+    weights = StepWeights(tokens, {}, WeightState(), importance(batch, old_log_probs, algorithm))
     old = TokenStats(old_log_probs, empty, empty, empty)
     return weights, update(session, batch, old, weights, SimpleNamespace(step=0, skipped=0))
 

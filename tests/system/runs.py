@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, Qwen3Config
 
 from tests.paths import ROOT
+from tests.tiny import SMALLEST_QWEN3
 
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -20,17 +21,7 @@ def make_run(directory: Path, **model_fields) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.save_pretrained(directory / "model")
     vocab_size = -(-len(tokenizer) // 4) * 4
-    fields = dict(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
+    fields = {**SMALLEST_QWEN3, "vocab_size": vocab_size, "max_position_embeddings": 256}
     Qwen3Config(**{**fields, **model_fields}).save_pretrained(directory / "model")
     call = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "Monday"}}\n</tool_call>'
     rows = [

@@ -1,6 +1,7 @@
 """Weights in and out: import and export are exact on every layout, and an export is complete or absent."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -19,13 +20,7 @@ from tests.distributed.export_cases import (
 from tests.tensors import read, same
 
 LAYOUTS = [
-    Layout(),
-    Layout(tp=2),
-    Layout(pp=2),
-    Layout(dp=2),
-    Layout(tp=2, pp=2),
-    Layout(tp=2, dp=2),
-    Layout(pp=2, dp=2),
+    *(Layout(tp=tp, pp=pp, dp=dp) for tp, pp, dp in product((1, 2), repeat=3) if tp * pp * dp <= 4),
     Layout(pp=2, vpp=2),
     Layout(tp=2, pp=2, vpp=2, sp=True),
 ]

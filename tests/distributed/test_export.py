@@ -1,12 +1,13 @@
 """Weights in and out: import and export are exact on every layout, and an export is complete or absent."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.cases import PLAIN_LAYOUTS, Layout, merged
+from tests.distributed.cases import Layout, merged
 from tests.distributed.export_cases import (
     exported_twice,
     interrupted_export,
@@ -18,7 +19,11 @@ from tests.distributed.export_cases import (
 )
 from tests.tensors import read, same
 
-LAYOUTS = [*PLAIN_LAYOUTS, Layout(pp=2, vpp=2), Layout(tp=2, pp=2, vpp=2, sp=True)]
+LAYOUTS = [
+    *(Layout(tp=tp, pp=pp, dp=dp) for tp, pp, dp in product((1, 2), repeat=3) if tp * pp * dp <= 4),
+    Layout(pp=2, vpp=2),
+    Layout(tp=2, pp=2, vpp=2, sp=True),
+]
 # 100 kB: the tiny models (0.5 MB of layers, 128 kB per embedding in fp32) are cut into several files.
 SEVERAL_FILES, ONE_FILE = 100_000, 2**30
 CASES = [

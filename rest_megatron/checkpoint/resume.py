@@ -14,6 +14,7 @@ from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import CheckpointError, ConfigError, Finished
+from rest_megatron.utils.files import replace_durably
 
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"
@@ -121,4 +122,5 @@ def finished_steps(config: Config, command: str) -> int | None:
 
 def write_finished(config: Config, command: str) -> None:
     """Note that `command` has finished, for the next start of the same command."""
-    (Path(config.run.dir) / FINISHED).write_text(json.dumps({command: getattr(config, command).steps}) + "\n")
+    text = json.dumps({command: getattr(config, command).steps}) + "\n"
+    replace_durably(Path(config.run.dir) / FINISHED, text.encode())

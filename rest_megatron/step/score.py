@@ -84,11 +84,7 @@ def add_judge(
 
 
 def _grades(
-    judge: Judge | None,
-    groups: Groups,
-    prompts: Sequence[Prompt],
-    token_table: Sequence[bytes],
-    check: Callable[[], None],
+    judge: Judge, groups: Groups, prompts: Sequence[Prompt], token_table: Sequence[bytes], check: Callable[[], None]
 ) -> list[float | None]:
     questions = [
         (prompt.messages, answer_bytes(sample, token_table).decode("utf-8", errors="replace"))

@@ -123,8 +123,8 @@ def weigh(
         "lm_head": score_norm * stats.hidden_norm_squared,
         "weight": tokens,
     }
-    means = global_means(described, batch.regions, dp_group)
-    return StepWeights(tokens, means, state, importance(batch, stats.log_probs, algorithm))
+    measured = global_means(described, batch.regions, dp_group)
+    return StepWeights(tokens, measured, state, importance(batch, stats.log_probs, algorithm))
 
 
 def importance(batch: Batch, log_probs: Tensor, algorithm: AlgorithmConfig) -> Tensor:

@@ -68,9 +68,9 @@ def _answers_to_next_step(state: RunState, experience: Experience | None) -> Kep
 
 
 def _finish(session: Session, evaluated: bool) -> None:
-    """On rank 0: note that the run has finished, write its report and show what it reached."""
-    write_finished(session.config, "train")
+    """On rank 0: write the run's report, note that it has finished, and show what it reached."""
     write_report(session.run_dir)
+    write_finished(session.config, "train")  # last: from then on nothing of the run is done again
     evaluations = read_rows(session.run_dir / EVALUATIONS)
     ending = ENDINGS[session.config.train.debug]
     session.progress.write(final_table(evaluations[0], evaluations[-1]) if evaluated else ending)

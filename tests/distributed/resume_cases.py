@@ -65,9 +65,9 @@ def ran(launch: Launch, command: str, overrides: Sequence[str], engine: type | N
     return watch.looked
 
 
-def ran_without_export(launch: Launch, *arguments) -> int:
-    """`ran`, killed in the export."""
-    with mock.patch.object(session.Session, "export", side_effect=RuntimeError("killed in the export")):
+def ran_until_killed_in(launch: Launch, place: str, *arguments) -> int:
+    """`ran`, killed in a function that is named by its module."""
+    with mock.patch(place, side_effect=RuntimeError(f"killed in {place}")):
         return ran(launch, *arguments)
 
 

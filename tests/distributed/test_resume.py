@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rest_megatron.errors import ConfigError
-from tests.distributed.resume_cases import SeededEngine, outcome, ran, ran_without_export
+from tests.distributed.resume_cases import SeededEngine, outcome, ran, ran_until_killed_in
 from tests.distributed.training_cases import read_metrics
 from tests.system.runs import make_run
 
@@ -134,15 +134,18 @@ def test_a_finished_run_is_refused_and_goes_on_to_more_steps_where_that_is_allow
     assert [json.loads(row)["step"] for row in evaluations] == [0, 2, 4, 6]
 
 
-def test_a_run_that_is_stopped_in_its_last_export_is_not_a_finished_one(pool, tmp_path):
+@pytest.mark.parametrize("place", ["session.Session.export", "commands.train.write_report"])
+def test_a_run_that_is_killed_in_its_last_export_or_its_report_is_not_a_finished_one(pool, tmp_path, place):
     words = arguments(tmp_path, "run", "train.steps=1")
     pool.run(ran, 1, "train", words, SeededEngine)
     more = [*words, "train.steps=2", "checkpoint.allow_changes=true"]
-    with pytest.raises(AssertionError, match="killed in the export"):
-        pool.run(ran_without_export, 1, "train", more, SeededEngine)
+    (tmp_path / "run" / "report.html").unlink()
+    with pytest.raises(AssertionError, match=f"killed in rest_megatron.{place}"):
+        pool.run(ran_until_killed_in, 1, f"rest_megatron.{place}", "train", more, SeededEngine)
     assert pool.run(ran, 1, "train", more, SeededEngine)[0] > 0
     with pytest.raises(AssertionError, match="finished: step 2"):
         pool.run(ran, 1, "train", more, SeededEngine)
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_older_checkpoint_of_the_same_directory_is_refused_by_name(pool, tmp_path):

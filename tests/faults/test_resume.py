@@ -31,6 +31,16 @@ def test_a_run_resumes_on_another_layout(task, straight, start):
     same_but_for_rounding(outcome(task.run_dir)["metrics"], straight(1)["metrics"])
 
 
+def test_the_command_of_a_finished_run_says_so_once_and_ends_with_0(task, start):
+    words = task.train(TP2, "train.steps=1")
+    first = start(words, ranks=2)
+    assert first.wait() == [0, 0], first.output()
+    again = start(words, ranks=2)
+    assert again.wait() == [0, 0], again.output()
+    assert again.output().count("finished: step 1 of 1, exported to hf; nothing to do") == 1, again.output()
+    assert "Traceback" not in again.output() and "rank 1" not in again.output()
+
+
 def test_a_run_dir_belongs_to_one_job(task, straight, start):
     first = start(task.train(), variables={"FAULT": "reward 2 sleep:1"})
     until(lambda: (task.directory / "fault").exists())

@@ -77,7 +77,7 @@ def add_verl(registry: Registry) -> None:
 
 
 def add_slime(registry: Registry) -> None:
-    """Slime's log-prob and entropy of a whole packed sequence."""
+    """slime's log-prob and entropy of a whole packed sequence."""
     modules = ("slime.utils.ppo_utils",)
 
     @registry.contestant("slime", "logits", "log p + entropy, TP; PPO outside", modules=modules, distribution="slime")

@@ -44,7 +44,7 @@ class EngineError(RestError):
 
 
 class Preempted(RestError):
-    """The run was asked to stop, and can go on from where it was; schedulers requeue on this code (EX_TEMPFAIL)."""
+    """The run was asked to stop, and can resume from where it was; schedulers requeue on this code (EX_TEMPFAIL)."""
 
     exit_code = 75
     kind = "preempted"

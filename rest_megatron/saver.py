@@ -138,13 +138,13 @@ class Saver:
             self.save()
 
     def take_seconds(self) -> float:
-        """How long saves have kept the run waiting since this was last asked."""
+        """How long saves have kept the run waiting since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:
-        """Inside, a run that is asked to stop is saved before Preempted goes on; afterwards no save is under way."""
+        """Inside, a run that is to stop is saved before Preempted leaves; afterwards no save is under way."""
         try:
             yield
         except Preempted as stop:

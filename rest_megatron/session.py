@@ -79,8 +79,8 @@ def open_session(
 
     `total_optimizer_steps` shapes the learning-rate schedule; `prompts`, needed with a rollout server, are some it will
     answer. identity: whose checkpoints are looked for; None: the command has none. Read and check all input before:
-    what fails in here costs a job its start. Raises RestError; Finished when the run has finished; when asked to stop
-    Preempted, or Stopped without checkpoints.
+    what fails in here costs a job its start. Raises RestError; Finished when the run has finished; Preempted when it
+    is to stop, or Stopped without checkpoints.
     """
     checkpoint, stacks = config.checkpoint, Path(config.run.dir) / "hang"
     watch = Watch(save_by=checkpoint.save_by, hang_timeout=config.run.hang_timeout, stacks=stacks, rank=launch.rank)

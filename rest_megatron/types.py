@@ -188,7 +188,7 @@ class Batch:
 
 
 class TokenStats(NamedTuple):
-    """Flat float32 vectors over target tokens, under the weights that were asked."""
+    """Flat float32 vectors over target tokens, under the weights of the call."""
 
     log_probs: Tensor
     """Of the token itself, at the rollout's temperature."""

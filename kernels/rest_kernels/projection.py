@@ -47,7 +47,7 @@ class ProjectionGradient:
 
 
 def _add_product(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:
-    """Total += logits_grad^T @ hidden, with `total` in float32 whatever the factors are."""
+    """total += logits_grad^T @ hidden, with `total` in float32 whatever the factors are."""
     if total.dtype == hidden.dtype:
         total.addmm_(logits_grad.t(), hidden)
     elif total.device.type == "cuda":

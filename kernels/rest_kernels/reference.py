@@ -14,12 +14,12 @@ LOG_RATIO_BOUND = 20.0
 
 
 def token_log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log p for every column: [..., V] -> [..., V]."""
+    """log p for every column: [..., V] -> [..., V]."""
     return torch.log_softmax(logits / temperature, dim=-1)
 
 
 def log_probs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log p_y: logits [..., V], labels int64 [...] -> [...]."""
+    """log p_y: logits [..., V], labels int64 [...] -> [...]."""
     return token_log_probs(logits, temperature).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 

@@ -1,4 +1,4 @@
-"""What every pass over the logits is told: which rows count, how their softmax is cut, and what came of it."""
+"""What every pass over the logits gets: which rows count, how their softmax is cut, and what came of it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
     """[T] in the compute dtype, or None: every labelled row counts."""
 
     def active(self) -> Tensor:
-        """Bool [T]: rows with a label and a weight other than 0."""
+        """bool [T]: rows with a label and a weight other than 0."""
         labelled = self.labels != self.ignore_index
         return labelled if self.loss_weights is None else labelled & (self.loss_weights != 0)
 

@@ -32,7 +32,7 @@ def vocab_parallel_logprob_entropy(
     inplace_backward: bool = False,
     backend: BackendName = "auto",
 ) -> LogProbEntropy:
-    """Log p_y, entropy H and collision sum p^2 of softmax(logits / temperature), for every token.
+    """log p_y, entropy H and collision sum p^2 of softmax(logits / temperature), for every token.
 
     logits: [..., V_local] bfloat16, float16, float32 or float64, last stride 1; this rank's columns. Sums are float32
         (float64 for float64). Columns may be -inf. The leading dimensions may have any two strides.
@@ -84,7 +84,7 @@ def vocab_parallel_ppo_loss(
     inplace_backward: bool = False,
     backend: BackendName = "auto",
 ) -> PPOLoss:
-    """Loss = sum_t loss_weights_t (l_t + kl_coef KL_t - entropy_coef H_t), see `reference.ppo_loss`.
+    """loss = sum_t loss_weights_t (l_t + kl_coef KL_t - entropy_coef H_t), see `reference.ppo_loss`.
 
     `loss_weights` already hold mask, token weight, any importance-sampling weight and normaliser, so the sum needs no
     division. Rows with weight 0 (or label `ignore_index`) are not read: their log_probs and entropy are 0, their

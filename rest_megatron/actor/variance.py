@@ -39,7 +39,7 @@ class GradientVariance(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """Variance / mean_norm_squared; inf where the mean is lost in the noise."""
+        """variance / mean_norm_squared; inf where the mean is lost in the noise."""
         return self.variance / self.mean_norm_squared if self.mean_norm_squared > 0 else math.inf
 
     @property

@@ -83,13 +83,13 @@ def compare(first: Weights, second: Weights, seen: Callable[[int], None] = lambd
 
 
 def _difference(first: Weights, second: Weights, name: str) -> float | None:
-    """Max |a - b| of one tensor, None when it is the same bit for bit. Both are forgotten on return."""
+    """max |a - b| of one tensor, None when it is the same bit for bit. Both are forgotten on return."""
     a, b = first.read(name), second.read(name)
     return None if same_bits(a, b) else max_difference(a, b)
 
 
 def max_difference(a: Tensor, b: Tensor) -> float:
-    """Max |a - b| in float64; NaN where a number stands against a NaN."""
+    """max |a - b| in float64; NaN where a number stands against a NaN."""
     largest = 0.0
     for x, y in zip(a.flatten().split(SLAB), b.flatten().split(SLAB), strict=True):
         x, y = x.double(), y.double()

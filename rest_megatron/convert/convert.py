@@ -119,7 +119,7 @@ def _listing(directory: Path) -> dict[str, Any]:
 
 
 def _write_huggingface(partial: Partial, weights: Weights, file_bytes: int, seen: Callable[[int], None]) -> None:
-    specs, read = weights.tensors, _heard(weights.read, seen)
+    specs, read = weights.tensors, _counted(weights.read, seen)
     files = list(groups_within(file_bytes, specs, lambda name: specs[name].nbytes))
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
@@ -146,7 +146,7 @@ def _write_megatron(
 
     writer = TorchDistWriter(partial, RELEASE, model.hf.num_hidden_layers)
     for keys in groups_within(target.file_bytes, specs, lambda key: specs[key].nbytes):
-        writer.add_tensors({key: specs[key] for key in keys}, _heard(read, seen))
+        writer.add_tensors({key: specs[key] for key in keys}, _counted(read, seen))
     writer.add_extra_states(extra_states(model.hf))
     writer.finish()
     partial.add(TRACKER, lambda file: file.write(RELEASE.encode()))
@@ -163,8 +163,8 @@ def _write_companions(directory: Path, model: Model, weights: Weights) -> None:
         raise unwritable(directory, error) from error
 
 
-def _heard(read: Callable[[str], Tensor], seen: Callable[[int], None]) -> Callable[[str], Tensor]:
-    """`read`, and tell how much it was."""
+def _counted(read: Callable[[str], Tensor], seen: Callable[[int], None]) -> Callable[[str], Tensor]:
+    """`read`, with `seen` called with the bytes of each tensor."""
 
     def reading(name: str) -> Tensor:
         tensor = read(name)

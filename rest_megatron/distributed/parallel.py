@@ -82,8 +82,7 @@ class Parallel:
         """Whether a rank of this copy of the model (TP x PP) is to stop. Collective over those ranks.
 
         For work of which data-parallel ranks do different amounts: break off, and `poll` where all of them meet. A
-        reason to stop remains, hence that poll raises; see
-        `stop_together`.
+        reason to stop remains, hence that poll raises; see `stop_together`.
         """
         self.watch.beat()
         must_stop, block = self.watch.exchange_reasons() is not None, self.stop_groups.block

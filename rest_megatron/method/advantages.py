@@ -34,7 +34,7 @@ def leave_one_out(scores: Tensor) -> Tensor:
 
 
 def zero_variance_groups(scores: Tensor) -> Tensor:
-    """Bool [N]: the groups of `scores` [N, G] whose answers all score the same, and so teach nothing."""
+    """bool [N]: the groups of `scores` [N, G] whose answers all score the same, and so teach nothing."""
     return scores.amax(dim=1) == scores.amin(dim=1)
 
 

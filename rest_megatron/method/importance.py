@@ -59,7 +59,7 @@ def importance_ratios(
 def masked_answers(
     old_log_probs: Tensor, rollout_log_probs: Tensor, sequence_index: Tensor, num_sequences: int, mask: float | None
 ) -> Tensor:
-    """Bool [num_sequences]: the answers whose geometric mean of ratios lies outside [1/mask, mask]; None: no answer.
+    """bool [num_sequences]: the answers whose geometric mean of ratios lies outside [1/mask, mask]; None: no answer.
 
     The arguments are those of `importance_ratios`.
     """

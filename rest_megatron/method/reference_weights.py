@@ -117,7 +117,7 @@ def _first_object(text: str, start: int, end: int) -> Span | None:
 
 
 def _covered(first: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
-    """Bool [size]: the positions that lie in one of the intervals [first, last)."""
+    """bool [size]: the positions that lie in one of the intervals [first, last)."""
     changes = np.bincount(first, minlength=size + 2) - np.bincount(last, minlength=size + 2)
     return changes.cumsum()[:size] > 0
 

@@ -36,7 +36,7 @@ def clipped_tokens(
     algorithm: AlgorithmConfig,
     sequence_index: Tensor | None = None,
 ) -> Tensor:
-    """Bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient; see `held_by_clip`.
+    """bool [T]: the tokens whose ratio a clip holds, so that they have no policy gradient; see `held_by_clip`.
 
     The arguments are those of `token_ratios`; advantages: [T].
     """

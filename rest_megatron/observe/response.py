@@ -57,7 +57,7 @@ def read_response(row: Mapping, token_table: Sequence[bytes]) -> Response:
 
 
 def read_mask(row: Mapping, length: int) -> list[bool]:
-    """Whether each of the row's ids was sampled; [] when the row does not tell, because all were. Raises BadRow."""
+    """Whether each of the row's ids was sampled; [] when the row does not say, because all were. Raises BadRow."""
     if row.get("response_mask") is None:
         return []
     mask = vector(row, "response_mask", (bool,), "bools", length)

@@ -198,7 +198,7 @@ class Sampler:
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids [b, s], positions [b, s] counted from each row's first real token, and padding [b]: columns before it."""
+    """ids [b, s], positions [b, s] counted from each row's first real token, and padding [b]: columns before it."""
     width = max(map(len, prompts))
     padding = torch.tensor([width - len(p) for p in prompts], device=device)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)

@@ -135,5 +135,5 @@ def reward_metrics(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def accuracies(metrics: Mapping[str, float]) -> tuple[float | None, ...]:
-    """Format rate, tool-name and parameter accuracy of a step; None where the reward does not tell."""
+    """Format rate, tool-name and parameter accuracy of a step; None where the reward does not say."""
     return tuple(metrics.get(f"reward/{name}") for name in ("format", "name", "parameter_values"))

@@ -1,4 +1,4 @@
-"""Functions of the user's own, named in the configuration: found, loaded, and what they raise told in one line."""
+"""Functions of the user's own, named in the configuration: found, loaded, and what they raise put in one line."""
 
 import hashlib
 import importlib

@@ -68,7 +68,7 @@ def _write_columns(source: Rows, out: Rows, constants: RowConstants, temperature
 def overwrite_with_gradient(
     values: Tensor, scale: Tensor, row_max: Tensor, constant: Tensor, slope: Tensor | None
 ) -> None:
-    """Values = e^z (constant + slope z / log 2), rounded once, for the rows `values` [n, V]; see `RowConstants`."""
+    """values = e^z (constant + slope z / log 2), rounded once, for the rows `values` [n, V]; see `RowConstants`."""
     exponent = row_exponent(values.to(scale.dtype), row_max, scale)
     exp = exponent.exp2()
     values.copy_(exp.mul_(constant) if slope is None else exponent.mul_(slope).add_(constant).mul_(exp))

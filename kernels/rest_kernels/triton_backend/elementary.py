@@ -18,7 +18,7 @@ def bounded_exp(exponent):
 
 @triton.jit
 def times_exp(exponent, exp):
-    """Exponent * exp with exp = e^exponent; 0 for exponent = -inf."""
+    """exponent * exp with exp = e^exponent; 0 for exponent = -inf."""
     return tl.where(exp == 0, 0.0, exponent * exp)
 
 
@@ -38,6 +38,6 @@ def k3(delta):
 
 @triton.jit
 def bounded_log_ratio(delta):
-    """Delta held within +-LOG_RATIO_BOUND; not-a-number stays so."""
+    """delta held within +-LOG_RATIO_BOUND; not-a-number stays so."""
     low = tl.maximum(delta, -LOG_RATIO_BOUND, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(low, LOG_RATIO_BOUND, propagate_nan=tl.PropagateNan.ALL)

@@ -76,7 +76,7 @@ def logits_gradient_kernel(
     HAS_UPSTREAM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grad [.., row_width] may be the logits themselves. Rows whose g and h are 0 are not read and get exactly 0.
+    """grad [.., row_width] may be the logits themselves. Rows whose g and h are 0 are not read and get exactly 0.
 
     `upstream` is a scalar on the device that multiplies g and h; `scale` is log2(e) / temperature. Columns from
     `num_columns` on are padding and get 0.

@@ -13,7 +13,7 @@ from .rows import LN_2, LOWEST, NUM_STATS, bounded_exponent, is_active, row_offs
 
 @triton.jit
 def _sum(x):
-    """X [VECTORS, THREADS, WIDTH] summed by each thread."""
+    """x [VECTORS, THREADS, WIDTH] summed by each thread."""
     return tl.sum(tl.sum(x, axis=2), axis=0)
 
 
@@ -77,7 +77,7 @@ def softmax_stats_kernel(
     THREADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Stats [T, 5] = (m, s, u, q, t) of `reference.shard_stats`; `scale` is log2(e) / temperature.
+    """stats [T, 5] = (m, s, u, q, t) of `reference.shard_stats`; `scale` is log2(e) / temperature.
 
     A thread takes WIDTH columns at a time, THREADS of them side by side, and VECTORS times that is a block. All blocks
     that are full and without the label come first, so that the loop over them needs no mask; then the block of the

@@ -108,7 +108,7 @@ class Client:
         self._call(Call("POST", "/wake_up", query={"tags": tag}), seconds)
 
     def server_info(self, seconds: float) -> dict[str, Any]:
-        """VLLM's own configuration under "vllm_config", as JSON values."""
+        """vLLM's own configuration under "vllm_config", as JSON values."""
         return self._value(Call("GET", "/server_info", query={"config_format": "json"}), dict, seconds)
 
     def send(self, calls: Sequence[Call], seconds: float, check: Callable[[], None] = no_stop) -> list[Any]:

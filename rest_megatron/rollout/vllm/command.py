@@ -42,7 +42,7 @@ def server_command(python: str, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def server_arguments(config: Config, model: Mapping[str, Any], on_cpu: bool) -> dict[str, Any]:
-    """VLLM's arguments under their own names, without where to listen; those of the `vllm:` section win.
+    """vLLM's arguments under their own names, without where to listen; those of the `vllm:` section win.
 
     Args:
         config: with rollout.engine=vllm.

@@ -158,7 +158,7 @@ def _sha256(path: str) -> str:
 
 
 def _forget_partial_layers(model: nn.Module) -> None:
-    """VLLM keeps the tensors of a layer until it has as many elements as the layer, whichever they are.
+    """vLLM keeps the tensors of a layer until it has as many elements as the layer, whichever they are.
 
     Left over from an update that failed, they would count again in the next one: the layer would be taken for complete
     while some of its tensors are still missing.

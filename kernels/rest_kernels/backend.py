@@ -15,7 +15,7 @@ BackendName = Literal["auto", "triton", "torch"]
 class Backend(Protocol):
     """The four passes. `torch_backend` and `triton_backend` are modules of this shape.
 
-    Logits [..., V_local] have T rows. Nothing is changed in place, except by `logits_gradient` where its arguments say so.
+    Logits [..., V_local] have T rows. Nothing is changed in place, except by `logits_gradient` where asked to.
     """
 
     def softmax_stats(self, logits: Tensor, tokens: Tokens, softmax: Softmax, collision: bool) -> Tensor:

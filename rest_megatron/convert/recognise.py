@@ -54,7 +54,7 @@ class Found:
 def recognise(path: Path, check: Callable[[Path], object], warn: Callable[[str], object]) -> Found:
     """What `path` is, or the one checkpoint below it: of several steps of a run the newest that passes.
 
-    check: raises CheckpointError for a step of ours that must not be taken; `warn` is called with those that are skipped.
+    check: raises CheckpointError for a step of ours that must not be taken; `warn` is called with each skipped one.
     Raises CheckpointError when there is nothing, or more than one thing.
     """
     if not path.is_dir():

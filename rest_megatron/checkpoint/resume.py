@@ -84,11 +84,13 @@ def find_checkpoint(
     else:
         resumed = Resumed(Path(wanted), verify(Path(wanted), parallel), is_own=False)
     _check(config, identity, resumed)
+    if resumed.is_own:
+        _refuse_finished(config, identity.command, resumed.loop["step"], parallel)
     return resumed
 
 
 def _check(config: Config, identity: RunIdentity, resumed: Resumed) -> None:
-    """Raise ConfigError unless the run may resume from there, Finished when nothing of it is left to do."""
+    """Raise ConfigError unless the run may resume from there."""
     loop, where, command = resumed.loop, str(resumed.directory), identity.command
     if loop["command"] != command:
         raise ConfigError(
@@ -103,7 +105,13 @@ def _check(config: Config, identity: RunIdentity, resumed: Resumed) -> None:
     if loop["step"] > steps:
         rule = f"is less than the {loop['step']} steps after which {where} was saved"
         refuse(config, f"{command}.steps", rule, "Raise it, or start from an earlier checkpoint in another run.dir")
-    if resumed.is_own and loop["step"] == finished_steps(config, command) == steps:
+
+
+def _refuse_finished(config: Config, command: str, step: int, parallel: Parallel) -> None:
+    """Raise Finished, on all ranks, when nothing is left to do after `step` steps. Collective."""
+    steps = getattr(config, command).steps
+    # As rank 0 sees it: on a network's disk another node may not find yet what is there.
+    if step == parallel.on_main(lambda: finished_steps(config, command)) == steps:
         raise Finished(
             f"step {steps} of {steps}, exported to hf; nothing to do\n"
             f"  run.dir={config.run.dir}. To train on, raise {command}.steps with checkpoint.allow_changes=true; to "

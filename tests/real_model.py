@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from tests.paths import SHARED
+from tests.tiny import NARROW
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -22,16 +23,6 @@ def make_qwen3(directory: Path, **sizes) -> Path:
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
     )
     tokenizer.save_pretrained(directory)
-    defaults = dict(
-        vocab_size=151_936,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    Qwen3Config(**{**defaults, **sizes}).save_pretrained(directory)
+    defaults = dict(vocab_size=151_936, max_position_embeddings=4096, tie_word_embeddings=True)
+    Qwen3Config(**{**NARROW, **defaults, **sizes}).save_pretrained(directory)
     return directory

@@ -62,6 +62,13 @@ class Layout:
         return "-".join([name, *map(str, self.megatron.values()), *self.deepspeed]) + f"-{self.max_tokens}"
 
 
+# Every way to cut a model and its answers in one or two directions by two.
+PLAIN_CUTS = [
+    *(Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2)),
+    *(Layout(tp=2, pp=2), Layout(tp=2, dp=2), Layout(pp=2, dp=2)),
+]
+
+
 def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) -> Config:
     return Config(
         run=RunConfig(device=layout.device),

@@ -82,14 +82,8 @@ def updated(
 ) -> tuple[StepWeights, Update]:
     """The first step's weights, `tokens` with their importance, and its updates."""
     algorithm, empty = session.config.algorithm, torch.zeros_like(tokens)
-    importance = importance_ratios(
-        old_log_probs,
-        batch.rollout_log_probs,
-        batch.sequence_index,
-        len(batch.trajectories),
-        algorithm.importance_cap,
-        algorithm.importance_mask,
-    )
+    answers, bounds = len(batch.trajectories), (algorithm.importance_cap, algorithm.importance_mask)
+    importance = importance_ratios(old_log_probs, batch.rollout_log_probs, batch.sequence_index, answers, *bounds)
     weights = StepWeights(tokens, {}, WeightState(), importance)
     old = TokenStats(old_log_probs, empty, empty, empty)
     return weights, update(session, batch, old, weights, SimpleNamespace(step=0, skipped=0))

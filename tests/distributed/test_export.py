@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.cases import Layout, merged
+from tests.distributed.cases import PLAIN_CUTS, Layout, merged
 from tests.distributed.export_cases import (
     exported_twice,
     interrupted_export,
@@ -18,17 +18,7 @@ from tests.distributed.export_cases import (
 )
 from tests.tensors import read, same
 
-LAYOUTS = [
-    Layout(),
-    Layout(tp=2),
-    Layout(pp=2),
-    Layout(dp=2),
-    Layout(tp=2, pp=2),
-    Layout(tp=2, dp=2),
-    Layout(pp=2, dp=2),
-    Layout(pp=2, vpp=2),
-    Layout(tp=2, pp=2, vpp=2, sp=True),
-]
+LAYOUTS = [*PLAIN_CUTS, Layout(pp=2, vpp=2), Layout(tp=2, pp=2, vpp=2, sp=True)]
 # 100 kB: the tiny models (0.5 MB of layers, 128 kB per embedding in fp32) are cut into several files.
 SEVERAL_FILES, ONE_FILE = 100_000, 2**30
 CASES = [

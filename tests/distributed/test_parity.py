@@ -6,7 +6,7 @@ Bars are max |d| / max |reference|. Hugging Face's own float32 is up to 8e-7 off
 import pytest
 import torch
 
-from tests.distributed.cases import Layout, gradients_and_updates, in_order, merged
+from tests.distributed.cases import PLAIN_CUTS, Layout, gradients_and_updates, in_order, merged
 from tests.tiny import oracle, relative_error
 
 LOGITS = 1e-6
@@ -23,13 +23,7 @@ def selective(*modules: str) -> dict:
 
 
 CUTS = [
-    Layout(),
-    Layout(tp=2),
-    Layout(pp=2),
-    Layout(dp=2),
-    Layout(tp=2, pp=2),
-    Layout(tp=2, dp=2),
-    Layout(pp=2, dp=2),
+    *PLAIN_CUTS,
     Layout(tp=2, sp=True),
     Layout(tp=2, pp=2, sp=True),
     Layout(pp=2, vpp=2),

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, Qwen3Config
 
 from tests.paths import ROOT
+from tests.tiny import NARROW
 
 TOKENIZER = ROOT / "examples" / "quickstart" / "model"
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -19,19 +20,8 @@ def make_run(directory: Path, **model_fields) -> list[str]:
     """A tiny model with the quickstart's tokenizer, four prompts, four demonstrations: the overrides to use them."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.save_pretrained(directory / "model")
-    vocab_size = -(-len(tokenizer) // 4) * 4
-    fields = dict(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        head_dim=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    Qwen3Config(**{**fields, **model_fields}).save_pretrained(directory / "model")
+    fields = dict(vocab_size=-(-len(tokenizer) // 4) * 4, max_position_embeddings=256, tie_word_embeddings=True)
+    Qwen3Config(**{**NARROW, **fields, **model_fields}).save_pretrained(directory / "model")
     call = '<think> use </think>\n<tool_call>\n{"name": "set_alarm", "parameters": {"day": "Monday"}}\n</tool_call>'
     rows = [
         {

@@ -10,11 +10,11 @@ from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.grammar import GRAMMARS
 from rest_megatron.method.advantages import group_relative, leave_one_out, overlong_penalty
 from rest_megatron.method.aggregation import loss_weights
+from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.ratio import sequence_ppo_loss
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.weights import region_sums, token_statistic, token_weights
 from tests.golden import files
 

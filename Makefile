@@ -9,9 +9,14 @@ READY := .venv/ready
 VLLM_BIN := .venv-vllm/bin
 VLLM_READY := .venv-vllm/ready
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Processes that test side by side, a file at a time, those with processes of their own first. Two cores keep two busy:
+# many tests wait, or have one rank.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+TEST := $(PYTEST) --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup quickstart quickstart-vllm test test-faults test-gpu test-vllm lint fmt clean
+.PHONY: setup quickstart quickstart-vllm test test-all test-gpu test-vllm lint fmt clean
 
 setup: $(READY)
 
@@ -37,20 +42,19 @@ quickstart-vllm: $(READY) $(VLLM_READY)
 # Triton's kernels run in its interpreter, and are compiled for GPUs that are not there: each needs its own process, and
 # has one core.
 test: $(READY)
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels & interpreted=$$!; \
-	    $(BIN)/python -m pytest tests/aot && wait $$interpreted
+	$(TEST) $(SLOW)
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels & interpreted=$$!; $(PYTEST) tests/aot && wait $$interpreted
 
-# Every kill, signal, broken file and layout, the slow ones too; `make test` has the fast ones.
-test-faults: $(READY)
-	$(BIN)/python -m pytest --slow tests/faults tests/distributed/test_resume.py tests/distributed/test_store.py \
-	    tests/distributed/test_polls.py tests/distributed/test_convert.py
+# All there is: those that take minutes as well (every kill, signal and layout), and vLLM's.
+test-all:
+	$(MAKE) test SLOW=--slow
+	$(MAKE) test-vllm
 
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
+	$(PYTEST) -m gpu
 
 test-vllm: $(READY) $(VLLM_READY)
-	$(BIN)/python -m pytest -m vllm tests/vllm --vllm-python=$(CURDIR)/$(VLLM_BIN)/python
+	$(PYTEST) -m vllm tests/vllm --vllm-python=$(CURDIR)/$(VLLM_BIN)/python
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ SLOW = "--slow"
 
 
 def pytest_addoption(parser):
-    parser.addoption(SLOW, action="store_true", help="also the long tests, see `make test-faults`")
+    parser.addoption(SLOW, action="store_true", help="also the long tests, see `make test-all`")
 
 
 def pytest_collection_modifyitems(config, items):

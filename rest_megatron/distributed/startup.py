@@ -50,21 +50,7 @@ def initialize(
         from rest_megatron.distributed.cpu import use_cpu
 
         use_cpu()
-    os.environ.update(
-        MASTER_ADDR=launch.master_addr,
-        MASTER_PORT=str(launch.master_port),
-        RANK=str(launch.rank),
-        WORLD_SIZE=str(launch.world_size),
-        LOCAL_RANK=str(launch.local_rank),
-    )
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl",
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
-    )
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    _join(launch, device)
     chunks = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -98,3 +84,22 @@ def shutdown() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    """torch.distributed's default group, and DeepSpeed's communication over it."""
+    os.environ.update(
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port),
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.world_size),
+        LOCAL_RANK=str(launch.local_rank),
+    )
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

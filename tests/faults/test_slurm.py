@@ -125,7 +125,7 @@ def test_a_job_at_its_time_limit_is_saved_requeued_and_goes_on_to_the_same_end(c
     until(lambda: (cluster / "fault").exists(), 120)
     os.kill(int((cluster / "srun.pid").read_text()), signal.SIGUSR1)
     log = cluster / "job.log"
-    assert job.wait(60) == 75, log.read_text()
+    assert job.wait(120) == 75, log.read_text()
     assert requeued(cluster) == ["requeue 7"] and "saved after step 1 of 4" in log.read_text()
     assert submit(*task.train(*words)[1:], SLURM_RESTART_COUNT="1").wait(120) == 0, log.read_text()
     assert requeued(cluster) == ["requeue 7"] and "resuming after step 1 of 4" in log.read_text()

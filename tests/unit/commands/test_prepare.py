@@ -1,10 +1,7 @@
 """The `prepare` command: from a data set's file to one that training loads, with everything left out counted."""
 
-import io
 import json
 import random
-from dataclasses import replace
-from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,26 +9,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.commands import prepare
-from rest_megatron.commands.catalogue import Prepare
-from rest_megatron.config.schema import Config, DataConfig
 from rest_megatron.data.prompts import load_prompts
 from rest_megatron.data.template import read_template
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.paper import parse_ground_truth
 from tests.paths import ROOT
+from tests.unit.commands.preparing import EXAMPLES, TOOLS, prepared, xlam
 
 SHARED = ROOT.parent / "shared" / "data" / "multiturn"
 MODEL = ROOT / "examples" / "quickstart" / "model"
-TOOLS = json.dumps([{"name": "f", "parameters": {"a": {"type": "int"}}}])
-
-
-def xlam(name="f", **extra):
-    return {
-        "id": 3,
-        "query": "q",
-        "answers": json.dumps([{"name": name, "arguments": {"a": 1}}]),
-        "tools": TOOLS,
-    } | extra
 
 
 @pytest.fixture
@@ -44,15 +30,6 @@ def run(tmp_path):
         return prepared(path, tmp_path / f"out{suffix}", source, answer_format)
 
     return run
-
-
-def prepared(path, output, source, answer_format="toolrl"):
-    stream = io.StringIO()
-    config = Config(data=replace(DataConfig(), answer_format=answer_format))
-    prepare.main(config, Prepare(input=path, output=output, source=source), stream)
-    if output.suffix == ".parquet":
-        return pq.read_table(output).to_pylist(), stream.getvalue()
-    return [json.loads(line) for line in output.open()], stream.getvalue()
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -162,38 +139,6 @@ def test_a_system_message_of_its_own_is_kept_in_native_rows_and_reported_in_tool
     assert "Monday" not in json.dumps(row) and "1 records have a system message" in report
 
 
-EXAMPLES = {
-    "toolace": {
-        "system": f"invoke:\n{TOOLS}.",
-        "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "[f(a=1)]"}],
-    },
-    "xlam": xlam(),
-    "hammer": {
-        "instruction": f"[BEGIN OF AVAILABLE TOOLS]{TOOLS}[END OF AVAILABLE TOOLS][BEGIN OF QUERY]q[END OF QUERY]",
-        "output": '[{"name": "f", "arguments": {}}]',
-    },
-    "sharegpt": {
-        "conversations": [
-            {"from": "human", "value": "q"},
-            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
-            {"from": "observation", "value": "1"},
-            {"from": "gpt", "value": "a"},
-        ],
-        "tools": TOOLS,
-    },
-    "openai": {
-        "messages": [
-            {"role": "system", "content": "s"},
-            {"role": "user", "content": [{"type": "text", "text": "q"}]},
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
-            {"role": "tool", "content": "1"},
-            {"role": "assistant", "content": "a", "reasoning_content": "t"},
-        ],
-        "tools": json.loads(TOOLS),
-    },
-}
-
-
 def mangled(value, rng):
     """The JSON value with one random place replaced by something else."""
     others = [None, 0, 1.5, True, "", " ", "x", "{", "[]", "<think>", [], {}, [None], {"a": 1}, "\ud800", "</response>"]
@@ -256,61 +201,6 @@ def test_glaives_rows_are_the_expected_ones(tmp_path):
         assert row["extra_info"].keys() == wanted["extra_info"].keys()
         for key in ("instruction", "input", "output"):
             assert row["extra_info"][key] == wanted["extra_info"][key]
-
-
-def parquet(tmp_path, rows, source, schema=None):
-    path = tmp_path / "in.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema), path)
-    return prepared(path, tmp_path / "out.jsonl", source)
-
-
-NESTED = [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": 1}}]
-FLAT = [{"name": "f", "arguments": '{"a": 1}'}]
-ASKED = {"role": "user", "content": "q", "tool_calls": None}
-
-
-@pytest.mark.parametrize(
-    ("source", "row", "column"),
-    [
-        ("xlam", xlam(answers=NESTED), "answers[].arguments"),
-        ("xlam", xlam(tools=json.loads(TOOLS)), "tools[].parameters"),
-        ("sharegpt", EXAMPLES["sharegpt"] | {"tools": json.loads(TOOLS)}, "tools[].parameters"),
-        (
-            "openai",
-            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": NESTED[0]}]}], "tools": TOOLS},
-            "messages[].tool_calls[].function.arguments",
-        ),
-    ],
-)
-def test_objects_that_parquet_pads_are_refused(tmp_path, source, row, column):
-    with pytest.raises(DataError) as error:
-        parquet(tmp_path, [row], source)
-    assert f"column {column} is a struct" in str(error.value) and "Save it as JSONL" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("source", "row"),
-    [
-        ("xlam", xlam(answers=FLAT)),
-        ("sharegpt", EXAMPLES["sharegpt"]),
-        ("toolace", EXAMPLES["toolace"] | {"meta": {"arguments": {"a": 1}}}),
-        (
-            "openai",
-            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": FLAT[0]}]}], "tools": TOOLS},
-        ),
-    ],
-)
-def test_objects_with_the_same_keys_everywhere_may_come_from_parquet(tmp_path, source, row):
-    assert parquet(tmp_path, [row], source)[0]
-
-
-def test_values_that_are_no_json_make_bad_records_only_where_they_are_read(tmp_path):
-    noon = datetime(2024, 5, 1, 12)
-    rows, report = parquet(tmp_path, [xlam(made=noon), xlam(query=None)], "xlam")
-    assert len(rows) == 1 and "1 records cannot be read" in report
-    record = xlam(answers=[{"name": "f", "arguments": {"a": noon}}])
-    done = prepare.convert([("row 0", record)], "xlam", "toolrl")
-    assert "row 0: answers[0].arguments is no JSON" in done.bad_records[0]
 
 
 @pytest.mark.parametrize("answer_format", ["toolrl", "hermes", "llama3"])

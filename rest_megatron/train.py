@@ -6,6 +6,7 @@ prompts -> answers -> scores -> advantages -> entropies -> token weights -> one 
 import time
 from collections.abc import Callable, Sequence
 
+from rest_megatron.checkpoint.resume import EXPORT
 from rest_megatron.evaluate.heldout import evaluate
 from rest_megatron.saver import NoSaver, Saver
 from rest_megatron.session import Session
@@ -97,7 +98,7 @@ def finish_step(session: Session, step: int, heldout: Sequence[Prompt]) -> None:
         with session.parallel.watch.phase("evaluation"):
             evaluate(session, step, heldout)
     if train.debug != "rollout_only" and (last or due(train.export_interval, step)):
-        session.export("hf" if last else f"hf-{step:06d}")
+        session.export(EXPORT if last else f"{EXPORT}-{step:06d}")
 
 
 def due(interval: int, step: int) -> bool:

@@ -18,6 +18,8 @@ from rest_megatron.utils.files import replace_durably
 
 CHECKPOINTS = "checkpoints"
 FINISHED = "finished.json"
+EXPORT = "hf"
+"""The directory of run.dir that the last export goes to."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,11 @@ def _refuse_finished(config: Config, command: str, step: int, parallel: Parallel
 
 
 def finished_steps(config: Config, command: str) -> int | None:
-    """The steps after which `command` has finished in run.dir, final export included; None where it has not."""
+    """The steps after which `command` has finished in run.dir, with its export there; None where it has not."""
+    run_dir = Path(config.run.dir)
     try:
-        finished = json.loads((Path(config.run.dir) / FINISHED).read_text())
-        return finished[command]
+        finished = json.loads((run_dir / FINISHED).read_text())
+        return finished[command] if (run_dir / EXPORT).is_dir() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

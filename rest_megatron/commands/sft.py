@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from rest_megatron.actor.microbatch import deal
-from rest_megatron.checkpoint.resume import RunIdentity, data_hash, write_finished
+from rest_megatron.checkpoint.resume import EXPORT, RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
 from rest_megatron.config.check_rollout import without_engine
 from rest_megatron.config.schema import Config
@@ -29,7 +29,7 @@ def main(config: Config, launch: Launch) -> None:
         with saver.saving_when_stopped():
             while state.step < config.sft.steps:
                 train_step(session, state, trajectories, saver)
-            session.export("hf")
+            session.export(EXPORT)
         if session.is_main:
             write_finished(config, "sft")
 

@@ -89,7 +89,7 @@ def test_wherever_it_is_stopped_the_run_ends_alike(pool, tmp_path):
         same(outcome(tmp_path / f"broken-{stop}", 2), expected)
 
 
-def test_a_run_that_is_stopped_ever_again_gets_on_and_ends_alike(pool, tmp_path):
+def test_a_run_that_is_stopped_again_and_again_makes_progress_and_ends_alike(pool, tmp_path):
     words = ["train.steps=2", "train.eval_interval=0"]
     pool.run(ran, 1, "train", arguments(tmp_path, "straight", *words), SeededEngine)
     stopped = until_done(pool, 1, arguments(tmp_path, "broken", *words), SeededEngine, range(4, 40))
@@ -210,7 +210,7 @@ def test_a_directory_whose_checkpoints_are_all_damaged_is_not_started_anew(pool,
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
 
 
-def test_a_directory_with_an_earlier_run_is_refused_where_none_shall_be_gone_on_with(pool, tmp_path):
+def test_a_directory_with_an_earlier_run_is_refused_where_none_may_be_resumed(pool, tmp_path):
     words = arguments(tmp_path, "run", "checkpoint.resume=never", "train.steps=1")
     pool.run(ran, 1, "train", words, SeededEngine)
     with pytest.raises(AssertionError, match=ConfigError.kind + ".*holds the checkpoints of an earlier run"):

@@ -18,7 +18,7 @@ def test_a_run_whose_gradients_stay_infinite_ends_with_77_and_dumps_what_it_skip
     assert len(rows) == 4 and all(math.isfinite(x) for row in rows for x in row["advantages"])
 
 
-def test_the_count_of_skipped_updates_goes_on_with_the_run(task, start):
+def test_the_count_of_skipped_updates_is_resumed_with_the_run(task, start):
     words = task.train("optim.lr=1e30", "train.max_nonfinite=1")
     assert start(words, variables={"FAULT": "reward 3 SIGTERM"}).wait() == [75]
     job = start(words)

@@ -276,7 +276,7 @@ def test_data_files_exist(tmp_path):
         (("metrics", "step-00000002"), "train", ("train.debug=rollout_only",), True),
     ],
 )
-def test_a_directory_with_an_earlier_run_is_gone_on_with_or_refused(tmp_path, left, command, words, refused):
+def test_a_directory_with_an_earlier_run_is_resumed_or_refused(tmp_path, left, command, words, refused):
     (tmp_path / "metrics.jsonl").write_text("{}" if "metrics" in left else "")
     for name in left:
         if name.startswith("step"):

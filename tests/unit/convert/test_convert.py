@@ -70,7 +70,7 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken(tiny_model, tmp_path, cap
 
 @pytest.mark.parametrize("kind", [HUGGING_FACE, MEGATRON])
 @pytest.mark.parametrize("files", [1, 4])
-def test_a_killed_conversion_goes_on_with_the_files_it_has(tiny_model, tmp_path, kind, files):
+def test_a_killed_conversion_resumes_with_the_files_it_has(tiny_model, tmp_path, kind, files):
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -135,7 +135,7 @@ def test_an_output_that_reads_differently_never_gets_its_name(tiny_model, tmp_pa
 
 
 @pytest.mark.parametrize("kind", [HUGGING_FACE, MEGATRON])
-def test_a_full_disk_leaves_a_partial_that_can_be_gone_on_with(tiny_model, tmp_path, kind):
+def test_a_full_disk_leaves_a_partial_that_can_be_resumed(tiny_model, tmp_path, kind):
     write, room = OutputFile.write, 300_000
 
     def filling(self, content):

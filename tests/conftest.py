@@ -6,7 +6,9 @@ What they need is imported in the fixtures: the tests of the kernels run where t
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from tests.threads import limit_threads
+
+limit_threads()
 SLOW = "--slow"
 
 

@@ -124,12 +124,12 @@ def _middle(length: int) -> list[bool]:
 
 @dataclass(frozen=True)
 class Oracle:
-    """Hugging Face in one precision: logits and statistics of response tokens, the loss, its gradients, their norm."""
+    """Hugging Face in one precision: logits and statistics of response tokens, the loss's gradients, their norm."""
 
     logits: Tensor
     log_probs: Tensor
     entropy: Tensor
-    loss: float
+    collision: Tensor
     gradients: dict[str, Tensor]
     grad_norm: float
 
@@ -175,7 +175,7 @@ def oracle(model_path: Path, answers: Answers, dtype=torch.float64) -> Oracle:
         logits.detach().double(),
         log_probs.detach().double(),
         entropy.detach().double(),
-        float(loss),
+        logits.detach().softmax(-1).square().sum(-1).double(),
         gradients,
         float(norm),
     )

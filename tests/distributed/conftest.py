@@ -1,7 +1,9 @@
-"""What the distributed tests share: the answers, Hugging Face's numbers, and each layout's, computed once."""
+"""What the distributed tests share: the answers, Hugging Face's numbers and noise, and each layout's numbers."""
 
 import pytest
+import torch
 
+from tests.distributed import noise
 from tests.distributed.cases import gradients_and_updates
 from tests.tiny import make_answers, oracle
 
@@ -29,6 +31,33 @@ def exact(tiny_model, answers):
         return made[family, tied]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def bars(tiny_model, answers, exact):
+    """`bars(family, tied)`: what float32 may be off by on this machine, see `noise`."""
+    made = {}
+
+    def get(family: str = "qwen3", tied: bool = False):
+        if (family, tied) not in made:
+            single = oracle(tiny_model(family, tied), answers, torch.float32)
+            made[family, tied] = noise.bars(noise.noise(single, exact(family, tied)))
+        return made[family, tied]
+
+    return get
+
+
+@pytest.fixture
+def within(record_property):
+    """`within(errors, bars)`: no error is above its bar. With --junitxml both are kept for `benchmarks/noise.py`."""
+
+    def check(errors, bars):
+        for name, error in errors.items():
+            record_property(name, f"{error:.3e} of {bars[name]:.3e}")
+        above = [f"{name} {error:.3e} > {bars[name]:.3e}" for name, error in errors.items() if not error <= bars[name]]
+        assert not above, ", ".join(above)
+
+    return check
 
 
 @pytest.fixture(scope="session")

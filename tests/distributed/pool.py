@@ -62,7 +62,9 @@ def _serve(pipe) -> None:
     import torch
     from torch.utils._pytree import tree_map_only
 
-    torch.set_num_threads(1)
+    from tests.threads import limit_threads
+
+    limit_threads()
     while True:
         try:
             function, launch, args = pipe.recv()

@@ -9,9 +9,10 @@ import torch
 from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.cases import Layout, merged
 from tests.distributed.importance_cases import corrected_gradient, masked_mini_batch, mismatch, spoiled
+from tests.distributed.noise import gradient_error
 from tests.distributed.training_cases import NoisyEngine, read_metrics
 from tests.distributed.training_runs import CUT, run, same
-from tests.tiny import load, policy_loss, relative_error, response_logits
+from tests.tiny import load, policy_loss, response_logits
 
 LAYOUTS = [Layout(max_tokens=2000), Layout(tp=2, pp=2, sp=True, max_tokens=32), Layout(pp=2, dp=2, level="hidden")]
 ALGORITHMS = {
@@ -54,7 +55,9 @@ def corrected_loss_weights(answers, engine, algorithm) -> tuple[torch.Tensor, se
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
-def test_the_gradient_is_that_of_the_corrected_loss(pool, tiny_model, answers, engine_log_probs, layout, algorithm):
+def test_the_gradient_is_that_of_the_corrected_loss(
+    pool, tiny_model, answers, engine_log_probs, bars, within, layout, algorithm
+):
     weights, seen = corrected_loss_weights(answers, engine_log_probs, algorithm)
     assert ("masked" in seen) == (algorithm["importance_mask"] is not None) and "kept" in seen
     assert ("capped" in seen) == (algorithm["importance_cap"] is not None)
@@ -63,8 +66,8 @@ def test_the_gradient_is_that_of_the_corrected_loss(pool, tiny_model, answers, e
     policy_loss(response_logits(model, answers.trajectories), wanted)[0].backward()
     args = (tiny_model(), layout, answers, engine_log_probs, algorithm)
     found = merged(pool.run(corrected_gradient, layout.world_size, *args), "gradients")
-    for name, parameter in model.named_parameters():
-        assert relative_error(found[name], parameter.grad) <= 5e-6, name
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    within({"gradient": gradient_error(found, gradients)}, bars())
 
 
 @pytest.mark.parametrize("layout", [Layout(max_tokens=2000), Layout(tp=2, dp=2)], ids=str)

@@ -1,10 +1,14 @@
-"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout."""
+"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout.
+
+Bars that are not `noise`'s lie more than ten times above every error that `benchmarks/noise.py` has met.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.distributed import noise
 from tests.distributed.cases import Layout, in_order, merged
 from tests.distributed.method_cases import TEXTS, measured, updated, weighed
 from tests.tiny import load, oracle, policy_loss, relative_error, response_logits
@@ -29,10 +33,9 @@ PRESETS = {
 }
 
 
-@pytest.fixture(scope="module")
-def hidden_norms(tiny_model, answers):
-    """|h|^2 of the hidden state that predicts each response token, from Hugging Face in float64."""
-    model = load(tiny_model(), torch.float64)
+def hidden_norms(model_path, answers, dtype):
+    """|h|^2 of the hidden state that predicts each response token, from Hugging Face."""
+    model = load(model_path, dtype)
     rows = []
     for prompt, response, _ in answers.trajectories:
         states = model.model(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
@@ -41,16 +44,18 @@ def hidden_norms(tiny_model, answers):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_model, answers, hidden_norms, layout):
+def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_model, answers, bars, within, layout):
     # A token that weighs 0 is not read by the update.
     weights = answers.loss_weights.clone()
     weights[::7] = 0.0
     some = replace(answers, loss_weights=weights)
     results = pool.run(updated, layout.world_size, tiny_model(), layout, some, {})
-    assert relative_error(in_order(results, "hidden_norm_squared", answers), hidden_norms) <= 2e-6
+    exact, single = (hidden_norms(tiny_model(), answers, dtype) for dtype in (torch.float64, torch.float32))
+    error = relative_error(in_order(results, "hidden_norm_squared", answers), exact)
+    within({"hidden_norm": error}, noise.bars({"hidden_norm": relative_error(single, exact)}))
     log_probs = in_order(results, "log_probs", answers)
     seen = in_order(results, "update_log_probs", answers)
-    assert torch.allclose(seen, torch.where(weights != 0, log_probs, 0.0), rtol=0, atol=2e-6)
+    within({"log_probs": relative_error(seen, torch.where(weights != 0, log_probs, 0.0))}, bars())
     assert all(result["reference_stays"] is None for result in results)
 
 
@@ -77,7 +82,7 @@ def kl_loss(logits, answers, clip):
 @pytest.mark.parametrize(
     "algorithm, loss", [({"ratio": "sequence"}, gspo_loss), ({"kl_coef": 0.5, "entropy_coef": 0.1}, kl_loss)]
 )
-def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, answers, layout, algorithm, loss):
+def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, answers, bars, layout, algorithm, loss):
     model = load(tiny_model(), torch.float64)
     value = loss(response_logits(model, answers.trajectories), answers, 0.2)
     value.backward()
@@ -85,7 +90,7 @@ def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, 
     results = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
     for result in results:
         assert result["metrics"]["actor/loss"] == pytest.approx(float(value), rel=1e-5, abs=1e-7)
-        assert result["metrics"]["actor/grad_norm"] == pytest.approx(float(norm), rel=5e-6)
+        assert result["metrics"]["actor/grad_norm"] == pytest.approx(float(norm), rel=bars()["grad_norm"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.threads import limit_threads
+
 
 def run_ranks(function: Callable, world_size: int, directory: Path, *args: Any) -> list[dict]:
     """`function(rank, group, *args)` on every rank at once; the dicts of tensors they return, in rank order.
@@ -24,7 +26,7 @@ def run_ranks(function: Callable, world_size: int, directory: Path, *args: Any) 
 
 
 def _run_rank(rank: int, function: Callable, world_size: int, directory: str, args: tuple) -> None:
-    torch.set_num_threads(1)
+    limit_threads()
     dist.init_process_group(
         "gloo",
         init_method=f"file://{directory}/rendezvous",

@@ -14,7 +14,7 @@ launch() {
 }
 
 free_port() {
-    python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    python -c 'from rest_megatron.distributed.launch import free_port; print(free_port())'
 }
 
 rm -rf "$directory/data" "$directory/sft" "$directory/rest"

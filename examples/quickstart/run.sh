@@ -24,5 +24,3 @@ launch sft -c examples/quickstart/sft.yaml run.dir="$directory/sft" sft.data="$d
 echo "Reinforcement learning with ResT"
 launch train -c examples/quickstart/rest.yaml run.dir="$directory/rest" model.path="$directory/sft/hf" \
     data.train="$directory/data/train.jsonl" data.eval="$directory/data/heldout.jsonl" ${settings[@]+"${settings[@]}"}
-echo "Report:     $directory/rest/report.html"
-echo "The model:  $directory/rest/hf (for transformers' from_pretrained)"

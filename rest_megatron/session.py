@@ -138,7 +138,7 @@ def _start(
         chat_template=template,
         grammar=GRAMMARS[config.data.answer_format],
         reward=reward,
-        judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
+        judge=parallel.only_main(lambda: build_judge(config.reward, os.environ)),
         actor=actor,
         rollout=open_dialogues(engine, config, parallel, tokenizer, table),
         metrics=metrics,

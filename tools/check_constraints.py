@@ -69,7 +69,7 @@ def main(arguments: list[str], stream: TextIO) -> int:
         return 0
     failed = False
     cases = list(product(ENVIRONMENTS, BUILDS, PYTHONS))
-    uv = find_uv_bin()  # not in the threads: Python 3.11 makes the variables it looks at in sight of all of them
+    uv = find_uv_bin()  # not in the threads: Python 3.11 fills the variables it reads without a lock
     with ThreadPoolExecutor(len(cases)) as pool:  # they wait for the index
         results = pool.map(lambda case: case[0].resolve(uv, options.project, *case[1:], options.index), cases)
     for (environment, build, python), done in zip(cases, results, strict=True):

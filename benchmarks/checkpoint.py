@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.floors import hardware_name
 from benchmarks.kernels import positive
 from benchmarks.origin import origin
-from benchmarks.rollout import PACKAGES, free_port
+from benchmarks.rollout import PACKAGES
 from rest_megatron.actor.actor import Actor
 from rest_megatron.checkpoint.store import CheckpointStore
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RunConfig
-from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.launch import Launch, free_port
 from rest_megatron.distributed.startup import initialize, shutdown
 from rest_megatron.model.huggingface import RandomWeights
 from rest_megatron.types import Trajectory

@@ -16,7 +16,7 @@ def add_ours(registry: Registry) -> None:
 
 
 def _shared(batch: Batch) -> dict:
-    """What all functions are told. The group has one rank, so the collectives that peers pay for are paid here too."""
+    """What all functions are given. The group has one rank, so the collectives that peers pay for are paid here too."""
     columns = len(batch.weight) if batch.logits is None else batch.logits.shape[-1]
     return {"temperature": batch.temperature, "tp_group": batch.group, "vocab_size": columns, "vocab_start": 0}
 

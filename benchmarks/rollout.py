@@ -9,7 +9,6 @@ thread of the CPU, in turns; the CPU time of the fastest round of each counts. A
 import argparse
 import gc
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from benchmarks.floors import hardware_name
 from benchmarks.kernels import positive
 from benchmarks.origin import origin
 from rest_megatron.config.schema import Config, ModelConfig, ParallelConfig, RolloutConfig, RunConfig
-from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.launch import Launch, free_port
 from rest_megatron.distributed.startup import initialize, shutdown
 from rest_megatron.model.huggingface import Safetensors, load_weights
 from rest_megatron.model.model import Policy
@@ -81,13 +80,6 @@ def our_sampler(directory: Path, hf: Qwen3Config, prompts: list[list[int]], new_
         return sum(len(sample.token_ids) for group in groups for sample in group)
 
     return run
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def hugging_face(directory: Path, prompts: list[list[int]], new_tokens: int) -> Callable[[int], int]:

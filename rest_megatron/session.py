@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.checkpoint.resume import Resumed, RunIdentity, find_checkpoint, finished_steps
@@ -21,7 +21,7 @@ from rest_megatron.distributed.startup import choose_device, initialize, shutdow
 from rest_megatron.distributed.watch import Watch
 from rest_megatron.errors import CheckpointError, Preempted, Stopped
 from rest_megatron.grammar import GRAMMARS, Grammar
-from rest_megatron.model.huggingface import weight_source
+from rest_megatron.model.huggingface import read_hf_config, weight_source
 from rest_megatron.model.model import check_supported
 from rest_megatron.observe.metrics import Metrics, NoMetrics, open_metrics
 from rest_megatron.observe.progress import Progress, open_progress
@@ -111,7 +111,7 @@ def _start(
 ) -> Session:
     """Everything of a session, `stack` to end it; arguments as in `open_session`."""
     model_path, run_dir = Path(config.model.path), Path(config.run.dir)
-    hf = AutoConfig.from_pretrained(model_path, local_files_only=True, trust_remote_code=False)
+    hf = read_hf_config(model_path)
     check_supported(hf)
     weights = weight_source(config.model, config.run.seed, hf)
     table = token_bytes(tokenizer, hf.vocab_size)
@@ -138,7 +138,7 @@ def _start(
         chat_template=template,
         grammar=GRAMMARS[config.data.answer_format],
         reward=reward,
-        judge=build_judge(config.reward, os.environ) if parallel.rank == 0 else None,
+        judge=parallel.only_main(lambda: build_judge(config.reward, os.environ)),
         actor=actor,
         rollout=open_dialogues(engine, config, parallel, tokenizer, table),
         metrics=metrics,

@@ -82,7 +82,7 @@ def train_step(
 def log_step(session: Session, state: RunState, metrics: dict[str, float]) -> None:
     """The step's metrics and alarms, to files, trackers and terminal."""
     steps = session.config.train.steps
-    metrics["progress"] = state.step / steps
+    metrics = {"progress": state.step / steps} | metrics
     messages = state.alarms.update(state.step, metrics)
     metrics |= state.alarms.metrics
     session.metrics.log(state.step, metrics)

@@ -41,9 +41,9 @@ class Environment:
     constraints: str
     extras: tuple[str, ...] = ()
 
-    def resolve(self, project: Path, build: str, python: str, index: str) -> subprocess.CompletedProcess[str]:
-        """Run uv; where it exits with 0, its output has one line `name==version` for each package."""
-        command = [find_uv_bin(), "pip", "compile", str(project / self.requirements), *BUILDS[build]]
+    def resolve(self, uv: str, project: Path, build: str, python: str, index: str) -> subprocess.CompletedProcess[str]:
+        """Run the program `uv`; where it exits with 0, its output has one line `name==version` for each package."""
+        command = [uv, "pip", "compile", str(project / self.requirements), *BUILDS[build]]
         command += ["--constraint", str(project / self.constraints)]
         command += [word for extra in self.extras for word in ("--extra", extra)]
         command += ["--python-version", python, "--python-platform", PLATFORM, "--default-index", index]
@@ -69,8 +69,9 @@ def main(arguments: list[str], stream: TextIO) -> int:
         return 0
     failed = False
     cases = list(product(ENVIRONMENTS, BUILDS, PYTHONS))
+    uv = find_uv_bin()  # not in the threads: Python 3.11 fills the variables it reads without a lock
     with ThreadPoolExecutor(len(cases)) as pool:  # they wait for the index
-        results = pool.map(lambda case: case[0].resolve(options.project, *case[1:], options.index), cases)
+        results = pool.map(lambda case: case[0].resolve(uv, options.project, *case[1:], options.index), cases)
     for (environment, build, python), done in zip(cases, results, strict=True):
         failed = failed or done.returncode != 0
         finding = ", ".join(_summary(done.stdout)) if done.returncode == 0 else f"DOES NOT RESOLVE\n{done.stderr}"

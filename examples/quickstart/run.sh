@@ -14,7 +14,7 @@ launch() {
 }
 
 free_port() {
-    python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+    python -c 'from rest_megatron.distributed.launch import free_port; print(free_port())'
 }
 
 rm -rf "$directory/data" "$directory/sft" "$directory/rest"
@@ -24,5 +24,3 @@ launch sft -c examples/quickstart/sft.yaml run.dir="$directory/sft" sft.data="$d
 echo "Reinforcement learning with ResT"
 launch train -c examples/quickstart/rest.yaml run.dir="$directory/rest" model.path="$directory/sft/hf" \
     data.train="$directory/data/train.jsonl" data.eval="$directory/data/heldout.jsonl" ${settings[@]+"${settings[@]}"}
-echo "Report:     $directory/rest/report.html"
-echo "The model:  $directory/rest/hf (for transformers' from_pretrained)"

@@ -1,1 +1,1 @@
-"""Weights on disk: Hugging Face safetensors in and out of any parallel layout."""
+"""A run's own checkpoints: whole or not at all, chosen, and resumed from on any layout."""

@@ -69,7 +69,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         return Manifest.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{directory} has no {NAME}: it is no checkpoint, or an unfinished one") from error
+        raise CheckpointError(f"{directory} has no {NAME}: it is not a checkpoint, or an unfinished one") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 

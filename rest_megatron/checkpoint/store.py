@@ -224,7 +224,7 @@ class CheckpointStore:
                 return function()
             except OSError as error:
                 raise CheckpointError(
-                    f"rank {self.parallel.rank}: {error}. Check the space and the rights of the disk"
+                    f"rank {self.parallel.rank}: {error}. Check the disk's free space and permissions"
                 ) from error
 
         return self.parallel.on_all(checked, self.group)

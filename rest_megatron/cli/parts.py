@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         if problem.startswith("ignored explicit argument"):
             message = f"{name} takes no value"
         elif problem == "expected one argument":
-            message = f"{name} needs a value; write one that begins with a dash as {name.rpartition('/')[2]}=-value"
+            message = f"{name} needs a value (one that begins with a dash: {name.rpartition('/')[2]}=-value)"
         command = self.prog.removeprefix(PROGRAM).strip()
         subject, more = (f"{command}: ", "every option") if command else ("", "every command")
         raise ConfigError(f"{subject}{message}\n{self.format_usage()}{self.prog} --help shows {more}")

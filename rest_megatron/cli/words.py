@@ -79,7 +79,7 @@ def _command(name: str) -> Command:
     if name not in COMMANDS:
         guess = nearest(name, COMMANDS)
         hint = f"did you mean {guess}? " if guess else ""
-        program_parser().error(f"{name!r} is no command; {hint}commands: {', '.join(COMMANDS)}")
+        program_parser().error(f"{name!r} is not a command; {hint}commands: {', '.join(COMMANDS)}")
     return COMMANDS[name]
 
 
@@ -107,7 +107,7 @@ def _request(command: Command, before: Sequence[str], after: Sequence[str], name
         if one.required and one.name not in values
     ]
     if missing:
-        parser.error(f"needs {' and '.join(missing)}")
+        parser.error(f"needs {' and '.join(filter(None, (', '.join(missing[:-1]), missing[-1])))}")
     try:
         options = command.options(**values)
     except ValueError as error:

@@ -18,7 +18,7 @@ COMPANIONS = Option(
     "a Hugging Face directory with config.json and tokenizer, for a checkpoint that has none beside it", "DIR"
 )
 TRUST_PICKLE = Option(
-    "read .metadata of a Megatron-core checkpoint, a Python pickle; nothing but a list of tensors can come of it"
+    "read a Megatron-core checkpoint's .metadata, a Python pickle; nothing but a list of tensors can come of it"
 )
 TOKENIZER = Option("a Hugging Face directory, or one that holds its tokenizer.json", "DIR")
 
@@ -101,9 +101,10 @@ class Convert:
         ),
     ] = None
     model: Annotated[Path | None, COMPANIONS] = None
-    dtype: Annotated[str | None, Option("cast to it, once (default: the input's)", choices=("bfloat16", "float32"))] = (
-        None
-    )
+    dtype: Annotated[
+        str | None,
+        Option("the type of the weights in the output (default: the input's)", choices=("bfloat16", "float32")),
+    ] = None
     vocab_multiple: Annotated[
         int, Option("pad the vocabulary of a Megatron-core checkpoint to a multiple of N", "N", minimum=1)
     ] = 1
@@ -132,7 +133,7 @@ class Diff:
     """Options of `diff`."""
 
     input: Annotated[Path, Option(CHECKPOINT, positional=True)]
-    against: Annotated[Path, Option("the checkpoint to compare with, of any kind too", positional=True)]
+    against: Annotated[Path, Option("the checkpoint to compare it with, of any of these kinds", positional=True)]
     model: Annotated[Path | None, COMPANIONS] = None
     trust_pickle: Annotated[bool, TRUST_PICKLE] = False
 
@@ -178,7 +179,7 @@ _COMMANDS = (
     Command(
         "weigh",
         "give every token of the answers in a file its region and weight, without a model",
-        "rest_megatron weigh answers.jsonl weights.jsonl --tokenizer examples/quickstart/model --progress 0.5",
+        "rest_megatron weigh tokens.jsonl weights.jsonl --tokenizer examples/quickstart/model --progress 0.5",
         Weigh,
     ),
     Command(

@@ -15,6 +15,7 @@ from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 from rest_megatron.types import Prompt
 from rest_megatron.utils.libraries import has_apex, has_transformer_engine, quiet_libraries
+from rest_megatron.utils.text import counted
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "triton")
 OPTIONAL = {"Transformer Engine": has_transformer_engine, "Apex": has_apex}
@@ -55,7 +56,7 @@ def layout(config: Config, world_size: int) -> Iterator[tuple[str, str]]:
     check_run(config, world_size)
     parallel = config.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    yield "configuration", f"valid for {world_size} ranks: TP {tp} x PP {pp} x DP {world_size // (tp * pp)}"
+    yield "configuration", f"valid for {counted(world_size, 'rank')}: TP {tp} x PP {pp} x DP {world_size // (tp * pp)}"
 
 
 def model(config: Config) -> Iterator[tuple[str, str]]:
@@ -94,11 +95,14 @@ def data(config: Config) -> Iterator[tuple[str, str]]:
     for key, path in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if path:
             prompts = read_prompts(config, tokenizer, path)
-            yield key, f"{len(prompts)} prompts in {path}"
+            yield key, f"{counted(len(prompts), 'prompt')} in {path}"
             if key == "data.train" and config.train.debug == "train_only":
                 yield "train.replay", _replay(config, prompts)
     if config.sft.data:
-        yield "sft.data", f"{len(read_demonstrations(config, tokenizer))} demonstrations in {config.sft.data}"
+        yield (
+            "sft.data",
+            f"{counted(len(read_demonstrations(config, tokenizer)), 'demonstration')} in {config.sft.data}",
+        )
 
 
 def run_directory(config: Config) -> Iterator[tuple[str, str]]:
@@ -117,12 +121,10 @@ def _check_weights(config: Config) -> None:
     """The architecture is supported, and the headers of the safetensors hold every tensor of it."""
     # Only here: these import Megatron, which takes seconds.
     quiet_libraries()
-    from transformers import AutoConfig
-
-    from rest_megatron.model.huggingface import weight_source
+    from rest_megatron.model.huggingface import read_hf_config, weight_source
     from rest_megatron.model.model import check_supported
 
-    hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
+    hf = read_hf_config(Path(config.model.path))
     check_supported(hf)
     weight_source(config.model, config.run.seed, hf)
 

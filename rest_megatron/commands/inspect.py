@@ -29,8 +29,10 @@ def main(options: Inspect, stream: TextIO) -> None:
     else:
         facts = _megatron(found.directory, options.trust_pickle)
     what = ("kind", found.kind), ("directory", str(found.directory))
-    for name, fact in (*what, *_model(found), *facts, ("files", _files(found.directory))):
-        stream.write(f"{name:<13} {fact}\n")
+    lines = [*what, *_model(found), *facts, ("files", _files(found.directory))]
+    width = max(len(name) for name, _ in lines)
+    for name, fact in lines:
+        stream.write(f"{name:<{width}}  {fact}\n")
 
 
 def _model(found: Found) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from rest_megatron.data.rows import BadRow, as_object, first_faults, read_record
 from rest_megatron.errors import ConfigError, DataError
 from rest_megatron.reward.paper import parse_ground_truth, score
 from rest_megatron.utils.files import replacing
+from rest_megatron.utils.text import counted
 
 PAYLOAD_COLUMNS = ("conversations", "messages", "tools", "multiple_tools", "answers")
 PAYLOAD = ("arguments", "parameters")
@@ -54,7 +55,8 @@ def main(config: Config, options: Prepare, stream: TextIO) -> None:
         )
     with replacing(options.output) as path:
         writer(done.rows, path)
-    title = f"{options.output}: {len(done.rows)} rows from {len(records)} {options.source} records in {options.input}"
+    rows, read = counted(len(done.rows), "row"), counted(len(records), f"{options.source} record")
+    title = f"{options.output}: {rows} from {read} in {options.input}"
     stream.write("\n".join([title, *lines]) + "\n")
 
 
@@ -131,10 +133,10 @@ def _free_struct(kind: pa.DataType, where: str) -> str:
 def _report(done: Conversion, answer_format: AnswerFormat) -> list[str]:
     lines = []
     if done.dropped:
-        lines.append(f"{done.dropped.total()} actions left out:")
+        lines.append(f"{counted(done.dropped.total(), 'action')} left out:")
         lines += first_faults([f"{count} x {reason}" for reason, count in done.dropped.most_common()])
     if done.bad_records:
-        lines.append(f"{len(done.bad_records)} records cannot be read (rows count from 0, lines from 1):")
+        lines.append(f"{counted(len(done.bad_records), 'record')} cannot be read (rows count from 0, lines from 1):")
         lines += first_faults(done.bad_records)
     if done.system_messages and answer_format == "toolrl":
         lines.append(f"{done.system_messages} records have a system message, which ToolRL's instruction replaces")

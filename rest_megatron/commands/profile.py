@@ -49,8 +49,8 @@ def main(config: Config, launch: Launch) -> None:
         )
         profile = measure(session, experience, state)
         if session.is_main:
-            write_profile(session.run_dir, profile)
-            session.progress.write(profile_table(profile))
+            page = write_profile(session.run_dir, profile)
+            session.progress.write(f"{profile_table(profile)}\n\nwrote {page}")
 
 
 def measure(session: Session, experience: Experience, state: RunState) -> dict:

@@ -34,7 +34,7 @@ def main(config: Config, launch: Launch) -> None:
         total = answer_all(session, prompts)
         if session.is_main:
             rows = [(name, f"{value:.4g}") for name, value in total.metrics().items()]
-            session.progress.write(text_table(("rollout.jsonl", ""), rows))
+            session.progress.write(text_table((str(session.run_dir / "rollout.jsonl"), ""), rows))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rest_megatron.data.rows import BadRow, as_object, describe, json_lines
 from rest_megatron.errors import DataError
 from rest_megatron.grammar import Grammar
 from rest_megatron.utils.files import replacing
+from rest_megatron.utils.text import counted
 
 Parsed = TypeVar("Parsed")
 
@@ -61,7 +62,8 @@ def write_rows(path: Path, rows: Iterable[dict | Fault], stream: TextIO) -> None
                 stream.write(f"{row.message}\n")
                 row = {"error": row.message}
             file.write(json.dumps(row) + "\n")
-    stream.write(f"{path}: {written} rows, {faults} of them could not be used\n")
+    unusable = f", {faults} of them with an error in place of a result" if faults else ""
+    stream.write(f"{path}: {counted(written, 'row')}{unusable}\n")
 
 
 def read_think_open(row: dict, grammar: Grammar) -> bool:

@@ -32,6 +32,7 @@ def main(config: Config, launch: Launch) -> None:
             session.export(EXPORT)
         if session.is_main:
             write_finished(config, "sft")
+            session.progress.write(f"trained: the model is {session.run_dir}/hf")
 
 
 def train_step(session: Session, state: RunState, trajectories: Sequence[Trajectory], saver: Saver) -> None:

@@ -19,10 +19,11 @@ from rest_megatron.train import KeptAnswers, train
 from rest_megatron.types import Experience, Prompt
 
 ENDINGS = {
-    "off": "trained",
-    "rollout_only": "nothing was trained; the answers are in rollouts/",
-    "train_only": "trained on the answers of train.replay",
+    "off": "trained: the model is {0}/hf, the report {0}/report.html",
+    "rollout_only": "nothing was trained: the answers are in {0}/rollouts, the report is {0}/report.html",
+    "train_only": "trained on the answers of train.replay: the model is {0}/hf, the report {0}/report.html",
 }
+"""By train.debug, with run.dir in place of {0}."""
 
 
 def main(config: Config, launch: Launch) -> None:
@@ -71,6 +72,7 @@ def _finish(session: Session, evaluated: bool) -> None:
     """On rank 0: write the run's report, note that it has finished, and show what it reached."""
     write_report(session.run_dir)
     write_finished(session.config, "train")  # last: from then on nothing of the run is done again
-    evaluations = read_rows(session.run_dir / EVALUATIONS)
-    ending = ENDINGS[session.config.train.debug]
-    session.progress.write(final_table(evaluations[0], evaluations[-1]) if evaluated else ending)
+    if evaluated:
+        evaluations = read_rows(session.run_dir / EVALUATIONS)
+        session.progress.write(final_table(evaluations[0], evaluations[-1]))
+    session.progress.write(ENDINGS[session.config.train.debug].format(session.run_dir))

@@ -33,6 +33,7 @@ from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
 from rest_megatron.observe.response import read_mask
+from rest_megatron.utils.text import counted
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
 BOUNDS = {"entropy": (-1e-4, 50.0), "collision": (0.0, 1.0 + 1e-4), "hidden_norm_squared": (0.0, 3.4e38)}
@@ -130,7 +131,11 @@ def main(config: Config, options: Weigh, stream: TextIO) -> None:
     lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
     if lacking:
         names = " and ".join(sorted(needed))
-        stream.write(f"{lacking} rows lack {names}, which weights.rule={settings.rule} reads\n")
+        rows = counted(lacking, "row")
+        stream.write(
+            f"{rows} without {names}, which weights.rule={settings.rule} reads: they are no part of a region's mean, "
+            "and a region without a mean weighs 1\n"
+        )
 
 
 def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) -> Iterator[dict | Fault]:

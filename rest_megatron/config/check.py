@@ -101,7 +101,7 @@ def check_layout(config: Config, world_size: int) -> None:
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     if world_size % (tp * pp):
         raise ConfigError(
-            f"world size ({world_size}) != TP ({tp}) * PP ({pp}) * DP: {world_size} is no multiple of {tp * pp}   "
+            f"world size ({world_size}) != TP ({tp}) * PP ({pp}) * DP: {world_size} is not a multiple of {tp * pp}   "
             f"(TP: {config.where('parallel.tensor_model_parallel_size')}, "
             f"PP: {config.where('parallel.pipeline_model_parallel_size')})\n"
             f"  Start {tp * pp}, {2 * tp * pp}, ... ranks, or choose TP * PP among {_list(_divisors(world_size))}"
@@ -127,7 +127,7 @@ def check_layout(config: Config, world_size: int) -> None:
         refuse(
             config,
             "train.max_tokens_per_micro_batch",
-            f"is no multiple of parallel.tensor_model_parallel_size={tp}, which parallel.sequence_parallel=true needs",
+            f"is not a multiple of parallel.tensor_model_parallel_size={tp}, as parallel.sequence_parallel=true needs",
             f"Try train.max_tokens_per_micro_batch={math.ceil(tokens / tp) * tp}",
         )
 
@@ -227,7 +227,8 @@ def _require(config: Config, key: str, what: str, exists: Callable[[Path], bool]
     if not value:
         refuse(config, key, "is not set", f"Set it to {what}")
     if not exists(Path(value)):
-        refuse(config, key, f"is not {what} (looked in {Path.cwd()})", "Correct the path")
+        fault = f"is not {what}" if Path(value).exists() else "does not exist"
+        refuse(config, key, f"{fault} (looked in {Path.cwd()})", f"Set it to {what}")
 
 
 def _size(config: Config, model: Mapping[str, Any], name: str) -> int:

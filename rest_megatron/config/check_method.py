@@ -22,12 +22,12 @@ def _check_weights(config: Config) -> None:
     if not any(getattr(weights, name) for name in SWITCHES):
         refuse(config, "weights.use_cot", "and every other region is off, so nothing would be trained", "Turn one on")
     if weights.curriculum == "feedback" and config.reward.function is not None:
-        rule = "follows the accuracies of our rewards, which reward.function does not tell"
+        rule = "follows the accuracies of our rewards, which reward.function does not report"
         refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")
     if weights.rule != "reference":
         return
     if weights.curriculum != "none":
-        rule = "goes with weights.curriculum=none: it has a schedule of its own"
+        rule = "needs weights.curriculum=none: it has a schedule of its own"
         refuse(config, "weights.rule", rule, "Set weights.curriculum=none, or weights.preset=reference")
     off = [name for name in SWITCHES if not getattr(weights, name)]
     if off:
@@ -60,7 +60,7 @@ def _check_judge(config: Config) -> None:
             refuse(config, "reward.judge_weight", "needs a judge, but reward.judge_url is null", "Set reward.judge_url")
         return
     if not _is_endpoint(reward.judge_url):
-        refuse(config, "reward.judge_url", "is no http:// or https:// address", "Such as http://localhost:8000/v1")
+        refuse(config, "reward.judge_url", "is not an http:// or https:// address", "Such as http://localhost:8000/v1")
     if not reward.judge_model:
         refuse(config, "reward.judge_url", "needs reward.judge_model", "Name the model to ask")
     if reward.judge_weight == 0:

@@ -75,7 +75,7 @@ def check_server_files(config: Config) -> None:
     if python is None or config.train.debug == "train_only":
         return
     if not (Path(python).is_file() and os.access(python, os.X_OK)):
-        rule = f"is no program that can be run (looked in {Path.cwd()})"
+        rule = f"is not a program that can be run (looked in {Path.cwd()})"
         refuse(config, "rollout.vllm_python", rule, "Name the python of the environment that holds vLLM")
 
 
@@ -83,7 +83,7 @@ def _check_dialogue(config: Config) -> None:
     rollout = config.rollout
     if rollout.max_turns == 1:
         if rollout.tools is not None:
-            refuse(config, "rollout.tools", "is never asked with rollout.max_turns=1", "Raise rollout.max_turns")
+            refuse(config, "rollout.tools", "is never called with rollout.max_turns=1", "Raise rollout.max_turns")
         return
     if rollout.tools is None:
         rule = "lets tools answer between turns, but rollout.tools is null"
@@ -144,7 +144,7 @@ def _check_server(config: Config) -> None:
         refuse(config, "rollout.vllm_devices", rule, "Remove it; give the server its devices where it is started")
     if not _is_address(rollout):
         fix = "Such as http://node7:8000"
-        refuse(config, "rollout.vllm_url", "is no http:// or https:// address of a host, without a path", fix)
+        refuse(config, "rollout.vllm_url", "is not an http:// or https:// address of a host, without a path", fix)
     if "@" in urlsplit(rollout.vllm_url).netloc:
         rule = "holds a user or a password, and vLLM asks for a bearer token alone"
         refuse(config, "rollout.vllm_url", rule, "Put the token into the environment variable VLLM_API_KEY")
@@ -168,7 +168,9 @@ def _check_arguments(config: Config) -> None:
         if owned:
             refuse(config, f"vllm.{name}", f"is decided by {OWNED_ARGUMENTS[owned[0]]}", "Remove it here")
         if plain != name or not name.isidentifier():
-            refuse(config, f"vllm.{name}", "is no argument's name", f"Write it with underscores, such as vllm.{plain}")
+            refuse(
+                config, f"vllm.{name}", "is not an argument's name", f"Write it with underscores, such as vllm.{plain}"
+            )
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     room = config.vllm.get("max_model_len", longest)
     if isinstance(room, int) and room < longest:

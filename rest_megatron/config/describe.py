@@ -24,7 +24,7 @@ def describe(section: str = "") -> str:
     if section and section not in names:
         guess = nearest(section, names)
         hint = f"did you mean {guess}? " if guess else ""
-        raise ConfigError(f"--help {section}: no such section; {hint}sections: {', '.join(names)}")
+        raise ConfigError(f"--help {section}: no such section or command; {hint}sections: {', '.join(names)}")
     table = keys()
     blocks = []
     for name in [section] if section else names:

@@ -71,4 +71,4 @@ def check_megatron_fields(config: Config) -> None:
         if name not in known:
             guess = nearest(name, known)
             fix = f"Did you mean megatron.{guess}?" if guess else "See megatron.core.transformer.TransformerConfig"
-            refuse(config, f"megatron.{name}", "is no field of Megatron's TransformerConfig", fix)
+            refuse(config, f"megatron.{name}", "is not a field of Megatron's TransformerConfig", fix)

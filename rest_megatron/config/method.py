@@ -108,7 +108,7 @@ class RewardConfig:
     beta_format: float = key(1.0, "b_f of preset=poster.", ge=0)
     function: str | None = key(
         None,
-        "Your own reward in place of preset and ramp: package.module:function, or file.py:function (see the README).",
+        "Your own reward in place of preset and ramp: package.module:function or file.py:function (docs/method.md).",
     )
     judge_url: str | None = key(
         None,

@@ -6,6 +6,8 @@ from rest_megatron.config.redact import redact
 from rest_megatron.config.schema import Config
 from rest_megatron.errors import ConfigError
 
+AS_YAML = {"True": "true", "False": "false", "None": "null"}
+
 
 def value_of(config: Config, key: str) -> Any:
     """The value of a dotted key."""
@@ -15,7 +17,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def refuse(config: Config, key: str, rule: str, fix: str) -> NoReturn:
-    """Raises ConfigError: "key=value rule   (where it was set)" and the fix on a line of its own."""
+    """Raises ConfigError: "key=value rule   (where it was set)", and the fix on a line of its own."""
     value = str(redact(value_of(config, key), key))
-    shown = value.lower() if value in ("True", "False") else value
-    raise ConfigError(f"{key}={shown} {rule}   ({config.where(key)})\n  {fix}")
+    shown = f"{key}={AS_YAML.get(value, value)}" if value else key
+    raise ConfigError(f"{shown} {rule}   ({config.where(key)})\n  {fix}")

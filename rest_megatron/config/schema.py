@@ -104,7 +104,7 @@ class RolloutConfig:
     min_p: float = key(0.0, "vLLM's min_p; other than 0 only without importance correction.", ge=0, lt=1)
     max_turns: int = key(1, "Turns the assistant may take; after all but the last, rollout.tools may answer.", ge=1)
     tools: str | None = key(
-        None, "With max_turns > 1, your tools: package.module:function, or file.py:function (see the README)."
+        None, "With max_turns > 1, your tools: package.module:function, or file.py:function (docs/method.md)."
     )
     tools_timeout: float = key(60.0, "Seconds that the tools may take to answer one turn.", gt=0)
     vllm_python: str | None = key(
@@ -178,7 +178,7 @@ class CheckpointConfig:
 
     interval: int = key(10, "Steps between checkpoints; 0: at the end and when the run is stopped only.", ge=0)
     keep: int = key(2, "Checkpoints that are kept in run.dir/checkpoints; older ones are deleted.", ge=1)
-    background: bool = key(False, "Write checkpoints while training goes on, from a copy in CPU memory.")
+    background: bool = key(False, "Write checkpoints while training continues, from a copy in CPU memory.")
     resume: str = key(
         "auto",
         "auto: resume from the newest checkpoint in run.dir that is whole, start anew where there is none. never: "

@@ -76,7 +76,8 @@ def read_override(text: str) -> Setting:
     where = f"override: {redact_override(name, value)}"
     if not equals or not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in parts):
         raise ConfigError(
-            f"{text.partition('=')[0]!r} is not an override\n  Write section.key=value, such as optim.lr=1e-6"
+            f"{text.partition('=')[0]!r} is not an override\n"
+            "  Write section.key=value, such as optim.lr=1e-6; a configuration file is given by -c FILE"
         )
     setting = _parse(value, lambda _: where)
     for part in reversed(parts):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from rest_megatron.checkpoint.manifest import read_manifest
 from rest_megatron.config.check import MODEL_TYPES
@@ -12,6 +12,7 @@ from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON, STEP, Found
 from rest_megatron.convert.torch_dist import TorchDist
 from rest_megatron.convert.weights import Converted, Weights, open_huggingface, open_state
 from rest_megatron.errors import CheckpointError
+from rest_megatron.model.huggingface import read_hf_config
 from rest_megatron.model.mapping import expected_tensors, mismatch
 from rest_megatron.model.model import DTYPES, check_supported
 
@@ -79,11 +80,7 @@ def read_config(directory: Path) -> PreTrainedConfig:
     """config.json of a Hugging Face directory. Raises CheckpointError, or ConfigError for what is not supported."""
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} holds no config.json; name a Hugging Face directory")
-    try:
-        hf = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    # A broken config.json raises anything up to a bare Exception.
-    except Exception as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read: {error}") from error
+    hf = read_hf_config(directory)
     if hf.model_type not in MODEL_TYPES:
         raise CheckpointError(
             f"{directory / 'config.json'} has model_type={hf.model_type!r}. Supported: {', '.join(MODEL_TYPES)}"

@@ -119,4 +119,4 @@ def partial_output(output: Path, conversion: dict[str, Any]) -> Iterator[Partial
 
 
 def _foreign(directory: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{directory} exists, but is no unfinished conversion ({reason}). {FIX}")
+    return CheckpointError(f"{directory} exists, but is not an unfinished conversion ({reason}). {FIX}")

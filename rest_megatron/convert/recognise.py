@@ -18,14 +18,14 @@ COMPANIONS = "huggingface"
 """Beside a Megatron-core checkpoint, in verl's layout and ours: config.json and the tokenizer."""
 DEPTH = 3
 UNFINISHED_NAMES = (".partial", UNFINISHED, ASIDE)
-# Weights that are no safetensors, and what makes them some.
+# Weights that are not safetensors, and what turns them into safetensors.
 FOREIGN = {
     "model_world_size_*_rank_*.pt": (
         "verl's FSDP shards",
         "python -m verl.model_merger merge --backend fsdp --local_dir {} --target_dir NEW",
     ),
     "pytorch_model*.bin": (
-        "weights that are no safetensors",
+        "weights that are not safetensors",
         'python -c "from transformers import AutoModelForCausalLM as M; '
         "M.from_pretrained('{}', dtype='auto').save_pretrained('NEW')\"",
     ),
@@ -58,7 +58,7 @@ def recognise(path: Path, check: Callable[[Path], object], warn: Callable[[str],
     Raises CheckpointError when there is nothing, or more than one thing.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no directory")
+        raise CheckpointError(f"{path} {'is not a directory' if path.exists() else 'does not exist'}")
     for checkpoints in (path, path / CHECKPOINTS):
         if steps := step_directories(checkpoints):
             step = _newest(checkpoints, steps, check, warn)

@@ -30,7 +30,7 @@ def load_tokenizer(directory: Path, name: str) -> PreTrainedTokenizerBase:
     """
     fix = "  Name a Hugging Face directory, or one that holds its tokenizer.json"
     if not directory.is_dir():  # a name that is no directory would be looked up on the network's hub
-        raise CheckpointError(f"{name} is no directory, so it holds no tokenizer\n{fix}")
+        raise CheckpointError(f"{name} {'is not a directory' if directory.exists() else 'does not exist'}\n{fix}")
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     # A broken tokenizer.json raises anything up to a bare Exception.

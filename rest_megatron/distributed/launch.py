@@ -7,8 +7,10 @@ import math
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, product
+from random import SystemRandom
 from typing import Literal
 
 from rest_megatron.errors import ConfigError
@@ -63,7 +65,7 @@ def detect(environ: Mapping[str, str]) -> Launch:
         return _from_slurm(environ)
     if "OMPI_COMM_WORLD_RANK" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
         return _from_open_mpi(environ)
-    return Launch(0, 1, 0, 1, "127.0.0.1", _free_port(), "single")
+    return Launch(0, 1, 0, 1, "127.0.0.1", free_port(), "single")
 
 
 def _from_torch(environ: Mapping[str, str]) -> Launch:
@@ -199,7 +201,16 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens.
+
+    It lies below those that systems give to outgoing connections by default: one of these may be in use again before
+    the process that the port is for listens on it.
+    """
+    random = SystemRandom()  # no generator of the run's
+    for _ in range(100):
+        port = random.randrange(15_000, 32_768)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError("launch: no free port of 127.0.0.1 was found between 15000 and 32767; set MASTER_PORT")

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rest_megatron.config.schema import ModelConfig
 from rest_megatron.distributed.parallel import Parallel
@@ -28,6 +28,15 @@ MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 COMPANIONS = (".json", ".jinja", ".txt", ".model")
 NOT_COMPANIONS = ("config.json", "metadata.json", INDEX)  # the second is Megatron-core's
 MAX_FILE_BYTES = 4 * 2**30
+
+
+def read_hf_config(directory: Path) -> PreTrainedConfig:
+    """config.json of a Hugging Face directory, supported or not. Raises CheckpointError when it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    # A broken config.json raises anything up to a bare Exception.
+    except Exception as error:
+        raise CheckpointError(f"{directory / 'config.json'} cannot be read: {error}") from error
 
 
 class WeightSource(Protocol):
@@ -165,7 +174,7 @@ def _begin(directory: Path, partial: Path) -> None:
         partial.mkdir(parents=True)
     except OSError as error:
         raise CheckpointError(
-            f"{partial} cannot be made: {error}. Check the space and the rights of its disk"
+            f"{partial} cannot be made: {error}. Check its disk's free space and permissions"
         ) from error
 
 

@@ -144,7 +144,7 @@ def _variance_change(uniform: Mapping, weights: Mapping) -> str:
         text += f" +- {100 * weights['difference_error'] / uniform['variance']:.1f}%"
     if lost:
         return (
-            f"{text}; the relative one cannot be told: the unbiased |mean|^2 is {' and '.join(lost)}, lost in the "
+            f"{text}; the relative one cannot be measured: the unbiased |mean|^2 is {' and '.join(lost)}, lost in the "
             "noise. Profile more prompts (profile.prompts)"
         )
     return f"{text}, the relative one by {_change(uniform['relative'], weights['relative'])}"

@@ -81,5 +81,5 @@ def _number(where: str, value: object) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{where}{number}, which is no finite number")
+        raise ValueError(f"{where}{number}, which is not a finite number")
     return number

@@ -164,7 +164,7 @@ def _read_reply(body: bytes) -> str:
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise ValueError(f"the reply of {len(body)} bytes is no chat completion") from error  # it may echo the key
+        raise ValueError(f"the reply of {len(body)} bytes is not a chat completion") from error  # it may echo the key
     if not isinstance(content, str):
         raise ValueError(f"the reply's content is {type(content).__name__}, not text")
     return content

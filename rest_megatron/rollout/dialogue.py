@@ -170,7 +170,7 @@ class _Dialogue:
         """Append a turn of the assistant."""
         if sample.weight_version != self.first.weight_version:
             raise EngineError(
-                f"a dialogue began with weight version {self.first.weight_version} and goes on with "
+                f"a dialogue began with weight version {self.first.weight_version} and continues with "
                 f"{sample.weight_version}; all its turns must come from the same weights. Let nothing else publish "
                 "weights to the server of rollout.vllm_url"
             )

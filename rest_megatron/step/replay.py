@@ -108,7 +108,7 @@ class DumpReader:
         number, tokens = _whole(row, "prompt", 0), _whole(row, "prompt_tokens", 1)
         prompt = self.prompts.get(number)
         if prompt is None:
-            raise BadRow(f"field 'prompt' is {number}, which is no row of data.train={self.config.data.train}")
+            raise BadRow(f"field 'prompt' is {number}, which is not a row of data.train={self.config.data.train}")
         if number not in self.hashes:
             self.hashes[number] = prompt_hash(prompt.token_ids)
         said, found = field(row, "prompt_hash", str), self.hashes[number]
@@ -154,7 +154,7 @@ class DumpReader:
                 yield f"{where}: field 'rounds' is {answer.rounds}, in {wheres[0]} {answers[0].rounds}"
         count, rest = divmod(len(answers), size)
         if rest:
-            yield f"{wheres[-1]} is the last, and {len(answers)} rows are no multiple of rollout.group_size={size}"
+            yield f"{wheres[-1]} is the last, and {len(answers)} rows are not a multiple of rollout.group_size={size}"
         trained = sum(answer.trained for answer in answers) // size
         wanted = rollout.prompts_per_step
         if not trained <= wanted <= count:

@@ -120,4 +120,4 @@ def delete_directory(directory: Path) -> None:
 
 def unwritable(path: Path, reason: object) -> CheckpointError:
     """The error of a file or directory that cannot be written."""
-    return CheckpointError(f"{path} cannot be written: {reason}. Check the space and the rights of its disk")
+    return CheckpointError(f"{path} cannot be written: {reason}. Check its disk's free space and permissions")

@@ -1,4 +1,4 @@
-"""Text for people: nothing in it steers a terminal, durations are short, and columns align."""
+"""Text for people: nothing in it steers a terminal, numbers agree with their nouns, and columns align."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 row" or "3 rows"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of a width: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -29,4 +34,4 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         for row in (header, *rows)
     ]
-    return "\n".join("  ".join(line) for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -7,12 +7,11 @@ the test with its traceback, and the next run starts fresh workers.
 
 import gc
 import multiprocessing
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.launch import Launch, free_port
 
 
 class WorkerPool:
@@ -27,7 +26,7 @@ class WorkerPool:
         """Call `function(launch, *args)` on ranks 0 .. world_size - 1; results in rank order."""
         while len(self.workers) < world_size:
             self.workers.append(self._spawn())
-        port = _free_port()
+        port = free_port()
         for rank, (_, pipe) in enumerate(self.workers[:world_size]):
             pipe.send((function, Launch(rank, world_size, rank, world_size, "127.0.0.1", port, "single"), args))
         results, failures = [], []
@@ -96,9 +95,3 @@ def _clean_up() -> None:
         engines.pop().destroy()
     shutdown()
     gc.collect()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rest_megatron.cli import main
-from tests.distributed.training_cases import calls_of, read_metrics
+from tests.distributed.training_cases import calls_of, read_metrics, refused
 from tests.distributed.training_runs import CUT, SETTINGS, run, same
 from tests.paths import EXAMPLES
 from tests.system.runs import make_run
@@ -166,3 +166,10 @@ def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_pa
             assert other["regions"][name] == pytest.approx(numbers, rel=1e-4)
         for name, numbers in alone["gradient_variance"].items():
             assert other["gradient_variance"][name] == pytest.approx(numbers, rel=1e-3, abs=1e-8)
+
+
+def test_a_judge_that_cannot_be_built_is_reported_by_every_rank(pool, tmp_path):
+    words = [*make_run(tmp_path), *SETTINGS, f"run.dir={tmp_path / 'run'}"]
+    words += ["reward.judge_url=http://127.0.0.1:9/v1", "reward.judge_model=judge", "reward.judge_weight=1"]
+    found = pool.run(refused, 2, words, {"OPENAI_API_KEY": "a key\x07"})
+    assert found[0] == found[1] and "OPENAI_API_KEY holds characters" in found[0]

@@ -1,7 +1,8 @@
 """The `train` and `profile` commands inside gloo workers, on answers from a script that every layout sees alike."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rest_megatron.commands import profile, rollout, train
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.distributed.launch import Launch
+from rest_megatron.errors import ConfigError
 from rest_megatron.rollout import build
 from rest_megatron.types import Request, Sample
 from tests.paths import MODEL
@@ -84,6 +86,16 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
     # The pool leaves the groups itself, after it has destroyed the engine.
     with mock.patch.object(build, "Sampler", engine), mock.patch.object(session, "shutdown"):
         {"train": train.main, "profile": profile.main, "rollout": rollout.main}[command](config, launch)
+
+
+def refused(launch: Launch, overrides: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The ConfigError of a training run in this environment."""
+    with mock.patch.dict(os.environ, environment):
+        try:
+            ran(launch, "train", (), overrides, ScriptedEngine)
+        except ConfigError as error:
+            return str(error)
+    return ""
 
 
 def calls_of(launch: Launch, command: str, overrides: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.system.runs import environment, free_port
+from rest_megatron.distributed.launch import free_port
+from tests.system.runs import environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.faults.warm"])

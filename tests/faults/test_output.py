@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.system.runs import free_port
+from rest_megatron.distributed.launch import free_port
 
 STEPS = 10
 LINE = 300

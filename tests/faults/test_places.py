@@ -60,7 +60,7 @@ def test_a_run_dir_that_cannot_be_written_is_refused_before_the_job(task, start,
     task = task.at("new/run") if spoil in (read_only_parent, below_a_file) else task
     spoil(task)
     job = start(task.train(), ranks=ranks, hooks=dict.fromkeys(range(ranks), obey_modes))
-    codes = job.wait(20)
+    codes = job.wait()
     assert set(codes) == {2}, job.output()
     assert f"run.dir={task.run_dir}" in job.output() and "Traceback" not in job.output(), job.output()
 

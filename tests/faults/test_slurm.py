@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rest_megatron.distributed.launch import free_port
 from tests.faults import fake_srun
 from tests.faults.task import outcome
-from tests.system.runs import ROOT, environment, free_port
+from tests.system.runs import ROOT, environment
 from tests.waiting import until
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"

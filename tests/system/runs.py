@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from transformers import AutoTokenizer, Qwen3Config
 
+from rest_megatron.distributed.launch import free_port
 from tests.paths import ROOT
 from tests.tiny import SMALLEST_QWEN3
 
@@ -59,12 +59,6 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES and not k.startswith("SLURM_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return kept | {"PATH": path, "OMP_NUM_THREADS": "1"} | extra
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(command: list, cwd: Path, timeout: float = 240, **extra: str) -> subprocess.CompletedProcess:

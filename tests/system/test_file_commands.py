@@ -81,7 +81,7 @@ def test_prepare_makes_rows_that_training_reads(tmp_path, capsys):
     [
         (["score", "missing.jsonl", "b"], 3, "missing.jsonl"),
         (["score", "--output=b"], 2, "needs INPUT"),
-        (["weigh", "a", "b", "--tokenizer=nowhere"], 4, "--tokenizer nowhere is no directory"),
+        (["weigh", "a", "b", "--tokenizer=nowhere"], 4, "--tokenizer nowhere does not exist"),
         (["score", "a", "b", "reward.preset=papper"], 2, "did you mean paper"),
     ],
 )

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.system.runs import environment, free_port, make_run, metrics, program, run, torchrun
+from rest_megatron.distributed.launch import free_port
+from tests.system.runs import environment, make_run, metrics, program, run, torchrun
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 

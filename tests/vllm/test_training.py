@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from rest_megatron.distributed.launch import free_port
 from rest_megatron.errors import EngineError
 from rest_megatron.rollout.vllm.client import Address, Call, Client
 from rest_megatron.rollout.vllm.keeper import descendants
-from tests.system.runs import environment, free_port, make_run, metrics, program, run, torchrun
+from tests.system.runs import environment, make_run, metrics, program, run, torchrun
 from tests.waiting import happens
 
 pytestmark = pytest.mark.vllm

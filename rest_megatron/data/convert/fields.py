@@ -30,7 +30,7 @@ def to_json(value: object, what: str) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRow(f"{what} is no JSON: {error}: {describe(value)}") from None
+        raise BadRow(f"{what} is not JSON: {error}: {describe(value)}") from None
 
 
 def read_id(record: dict) -> str:

@@ -31,7 +31,7 @@ class AttachedServer:
         settings = client.server_info(INFO_SECONDS).get("vllm_config")
         if not isinstance(settings, dict):
             raise EngineError(
-                f"vLLM at {self.address}: its /server_info tells no vllm_config; it must be vLLM 0.32 or 0.33"
+                f"vLLM at {self.address}: its /server_info has no vllm_config; it must be vLLM 0.32 or 0.33"
             )
         model = _section(settings, "model_config")
         differences = find_differences(model, _section(settings, "weight_transfer_config"), self._config)

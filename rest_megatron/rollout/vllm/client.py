@@ -131,7 +131,9 @@ class Client:
     def _value(self, call: Call, kind: Any, seconds: float) -> Any:
         value = self._call(call, seconds)
         if not isinstance(value, kind):
-            raise EngineError(f"vLLM at {self.address}: {call} gave {_shown(repr(value))}, no JSON of a vLLM server")
+            raise EngineError(
+                f"vLLM at {self.address}: {call} gave {_shown(repr(value))}, which is not a vLLM server's JSON"
+            )
         return value
 
     def _field(self, call: Call, name: str, kind: Any, seconds: float) -> Any:
@@ -174,7 +176,7 @@ class Client:
         try:
             return json.loads(body) if body else None
         except (ValueError, RecursionError):
-            return EngineError(f"{where}: the reply of {len(body)} bytes is no JSON: {_shown(_text(body))}")
+            return EngineError(f"{where}: the reply of {len(body)} bytes is not JSON: {_shown(_text(body))}")
 
     async def _exchange(self, http: httpx.AsyncClient, call: Call) -> tuple[int, bytes]:
         """Status and body, the body no longer than one chunk beyond its limit."""

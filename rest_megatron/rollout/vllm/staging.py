@@ -51,7 +51,10 @@ def choose_base(config: Config, address: Address, hosts: set[str]) -> Path:
         )
     if not Path(named).is_dir():
         refuse(
-            config, "rollout.sync_dir", f"is no directory on {socket.gethostname()}", "Create it, or name another one"
+            config,
+            "rollout.sync_dir",
+            f"is not a directory on {socket.gethostname()}",
+            "Create it, or name another one",
         )
     # The server's working directory is another.
     return Path(named).resolve()

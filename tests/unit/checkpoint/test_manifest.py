@@ -133,7 +133,7 @@ def test_a_manifest_of_other_fields_is_refused(checkpoint):
 
 
 def test_a_directory_without_a_manifest_is_unfinished(tmp_path):
-    assert "has no manifest.json: it is no checkpoint, or an unfinished one" in refused(tmp_path)
+    assert "has no manifest.json: it is not a checkpoint, or an unfinished one" in refused(tmp_path)
 
 
 def test_step_directories_come_newest_first_and_unfinished_ones_not_at_all(tmp_path):

@@ -62,7 +62,7 @@ def test_the_keys_of_a_section_or_of_all_are_described(argv, section):
 
 
 def test_an_unknown_section_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match="--help weigths: no such section; did you mean weights?"):
+    with pytest.raises(ConfigError, match="--help weigths: no such section or command; did you mean weights?"):
         parse(["--help", "weigths"])
 
 

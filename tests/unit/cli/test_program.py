@@ -79,7 +79,7 @@ def test_files_and_overrides_may_be_mixed(tmp_path, capsys):
         (["train", "run.sed=1"], "Did you mean run.seed?"),
         (["train", "-c", "/nowhere/x.yaml"], "does not exist"),
         (["train", "train.mini_batch_size=3"], "does not divide"),
-        (["train"], "model.path= is not set"),
+        (["train"], "model.path is not set"),
     ],
 )
 def test_usage_and_configuration_errors_end_with_2_and_say_why(argv, fragment, capsys):

@@ -43,7 +43,7 @@ def test_check_reports_the_machine_and_ends_with_ok(files, tokenizer, capsys):
     assert out.endswith("\nok\n")
     assert table["configuration"] == "valid for 4 ranks: TP 2 x PP 1 x DP 2"
     assert table["tokenizer"] == "token ids 0..257 of a vocabulary of 400"
-    assert table["data.train"].startswith("1 prompts") and table["sft.data"].startswith("1 demonstrations")
+    assert table["data.train"].startswith("1 prompt ") and table["sft.data"].startswith("1 demonstration ")
     assert table["torch"] == sys.modules["torch"].__version__ and table["python"].startswith(sys.version.split()[0])
     assert {
         "megatron-core",
@@ -61,6 +61,11 @@ def test_check_reports_the_machine_and_ends_with_ok(files, tokenizer, capsys):
     "breakage, code, fragment",
     [
         (lambda f: (f.model / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 256})), 2, "token id 257"),
+        (
+            lambda f: (f.model / "config.json").write_text(json.dumps(MODEL | {"layer_types": []})),
+            4,
+            "config.json cannot",
+        ),
         (lambda f: (f.model / "tokenizer.json").write_text("{"), 4, "the tokenizer in model.path"),
         (lambda f: f.rows.write_text("{}\n"), 3, "rows.jsonl"),
         (lambda f: f.rows.write_text(json.dumps(ROW | {"reward_model": {"ground_truth": "x"}})), 3, "ground truth"),

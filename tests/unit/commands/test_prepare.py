@@ -49,7 +49,7 @@ def test_rows_have_toolrls_schema(run, suffix):
         "output": truth,
     }
     assert (row["data_source"], row["ability"], row["reward_model"]["style"]) == ("rlla", "math", "rule")
-    assert "1 rows from 1 xlam records" in report
+    assert "1 row from 1 xlam record" in report
 
 
 def test_what_is_left_out_is_counted_by_reason_and_bad_records_are_numbered(run):
@@ -225,7 +225,7 @@ def test_a_row_that_its_own_truth_would_not_satisfy_is_left_out(run, answer_form
     record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}], "tools": TOOLS}
     good = EXAMPLES["openai"]
     rows, report = run([record, good], "openai", answer_format=answer_format)
-    assert len(rows) == 2 and reason in report and "1 actions left out" in report
+    assert len(rows) == 2 and reason in report and "1 action left out" in report
 
 
 def test_an_unusable_step_is_not_rendered(monkeypatch):

@@ -1,4 +1,4 @@
-"""prepare on parquet, which pads objects and holds what is no JSON."""
+"""prepare on parquet, which pads objects and holds what is not JSON."""
 
 import json
 from datetime import datetime
@@ -61,7 +61,7 @@ def test_objects_with_the_same_keys_everywhere_may_come_from_parquet(tmp_path, s
 def test_values_that_are_no_json_make_bad_records_only_where_they_are_read(tmp_path):
     noon = datetime(2024, 5, 1, 12)
     rows, report = parquet(tmp_path, [xlam(made=noon), xlam(query=None)], "xlam")
-    assert len(rows) == 1 and "1 records cannot be read" in report
+    assert len(rows) == 1 and "1 record cannot be read" in report
     record = xlam(answers=[{"name": "f", "arguments": {"a": noon}}])
     done = prepare.convert([("row 0", record)], "xlam", "toolrl")
-    assert "row 0: answers[0].arguments is no JSON" in done.bad_records[0]
+    assert "row 0: answers[0].arguments is not JSON" in done.bad_records[0]

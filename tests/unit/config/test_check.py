@@ -126,7 +126,7 @@ def test_world_size_is_a_multiple_of_the_cut(world_size):
 
 def test_a_wrong_world_size_shows_the_product():
     message = refused(check_layout, load([], [f"{TP}=2", f"{PP}=2"]), 6)
-    assert "world size (6) != TP (2) * PP (2) * DP: 6 is no multiple of 4" in message
+    assert "world size (6) != TP (2) * PP (2) * DP: 6 is not a multiple of 4" in message
     assert "Start 4, 8, ... ranks" in message and "among 1, 2, 3, 6" in message
 
 
@@ -189,7 +189,7 @@ def test_keys_that_go_together(overrides):
 def test_megatron_fields_pass_and_others_do_not():
     check_megatron_fields(load([], ["megatron={recompute_granularity: full, recompute_num_layers: 1}"]))
     message = refused(check_megatron_fields, load([], ["megatron.recompute_granularty=full"]))
-    assert "no field of Megatron's TransformerConfig" in message and "megatron.recompute_granularity?" in message
+    assert "not a field of Megatron's TransformerConfig" in message and "megatron.recompute_granularity?" in message
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,10 @@ def test_a_model_directory_holds_configuration_and_weights(model_dir, tmp_path):
     check_run(load([], [f"model.path={model_dir}", "model.random_init=true"]), 1)
     (model_dir / "config.json").unlink()
     assert "no config.json" in refused(check_run, config, 1)
-    assert "is not a Hugging Face directory" in refused(check_run, load([], [f"model.path={tmp_path / 'no'}"]), 1)
+    assert "does not exist" in refused(check_run, load([], [f"model.path={tmp_path / 'no'}"]), 1)
+    weights = model_dir / "model.safetensors"
+    weights.write_bytes(b"")
+    assert "is not a Hugging Face directory" in refused(check_run, load([], [f"model.path={weights}"]), 1)
     assert "is not set" in refused(check_run, load(), 1)
 
 
@@ -256,8 +259,8 @@ def test_data_files_exist(tmp_path):
     rows.write_text("")
     check_data_files(load([], [f"data.train={rows}"]), "train")
     check_data_files(load([], [f"sft.data={rows}"]), "sft")
-    assert "data.train= is not set" in refused(check_data_files, load(), "train")
-    assert "sft.data= is not set" in refused(check_data_files, load([], [f"data.train={rows}"]), "sft")
+    assert "data.train is not set" in refused(check_data_files, load(), "train")
+    assert "sft.data is not set" in refused(check_data_files, load([], [f"data.train={rows}"]), "sft")
     missing = load([], [f"data.train={rows}", f"data.eval={tmp_path / 'no.jsonl'}"])
     assert "data.eval=" in refused(check_data_files, missing, "train")
 

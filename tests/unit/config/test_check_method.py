@@ -19,8 +19,8 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
             "nothing would be trained",
             "Turn one on",
         ),
-        (("weights.curriculum=feedback", "reward.function=a:b"), "reward.function does not tell", "linear or none"),
-        (("weights.rule=reference",), "goes with weights.curriculum=none", "weights.preset=reference"),
+        (("weights.curriculum=feedback", "reward.function=a:b"), "reward.function does not report", "linear or none"),
+        (("weights.rule=reference",), "needs weights.curriculum=none", "weights.preset=reference"),
         (("weights.preset=reference", "weights.use_cot=false"), "no regions to switch off", "another rule"),
         (("weights.preset=reference", "data.answer_format=hermes"), "data.answer_format=toolrl only", "another rule"),
         (("reward.reference_variant=coarse",), "needs reward.preset=reference", "leave the variant out"),
@@ -29,7 +29,7 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
         (("reward.overlong_buffer=2000",), "rollout.max_new_tokens=1024", "a part of that length"),
         (("reward.judge_weight=1",), "needs a judge", "reward.judge_url"),
         *(
-            ((f"reward.judge_url={url}", *JUDGE[1:]), "no http:// or https://", "localhost")
+            ((f"reward.judge_url={url}", *JUDGE[1:]), "not an http:// or https://", "localhost")
             for url in ("host:80", "localhost", "ftp://host/v1", "http://", "http://host:x/v1")
         ),
         ((JUDGE[0], JUDGE[2]), "needs reward.judge_model", "Name the model"),

@@ -78,7 +78,7 @@ def test_a_server_is_asked_for_in_one_way(words, said):
 )
 def test_an_address_is_http_with_a_host_and_no_path(url):
     message = refused(check_settings, *ATTACH, f"rollout.vllm_url={url}")
-    assert f"rollout.vllm_url={url} is no http:// or https:// address" in message
+    assert f"rollout.vllm_url={url} is not an http:// or https:// address" in message
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,15 @@ def test_a_user_in_the_address_is_refused_since_vllm_knows_only_a_token(user):
 
 @pytest.mark.parametrize("key", ["rollout.sync_dir", "rollout.vllm_devices"])
 def test_an_empty_name_is_refused(key):
-    assert f"{key}= is empty" in refused(check_settings, *SPAWN, f"{key}=''")
+    assert f"{key} is empty" in refused(check_settings, *SPAWN, f"{key}=''")
 
 
 def test_the_interpreter_must_be_there_when_it_is_going_to_be_used(tmp_path):
     python = tmp_path / "python"
     words = ["rollout.engine=vllm", f"rollout.vllm_python={python}"]
-    assert "is no program that can be run" in refused(check_server_files, *words)
+    assert "is not a program that can be run" in refused(check_server_files, *words)
     python.write_text("#!/bin/sh\n")
-    assert "is no program that can be run" in refused(check_server_files, *words)
+    assert "is not a program that can be run" in refused(check_server_files, *words)
     check_server_files(load([], [*words, "train.debug=train_only", "train.replay=/runs/a"]))
     python.chmod(0o700)
     check_server_files(load([], words))

@@ -158,7 +158,7 @@ def test_nothing_is_overwritten(tiny_model, tmp_path, capsys):
     code, text = run(capsys, "convert", f"--input={tiny_model()}", f"--output={tmp_path / 'out'}")
     assert code == 4 and f"--output {tmp_path / 'out'} exists" in text
     code, text = run(capsys, "convert", f"--input={tiny_model()}", f"--output={tmp_path / 'other'}")
-    assert code == 4 and "is no unfinished conversion" in text
+    assert code == 4 and "is not an unfinished conversion" in text
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["other.partial", "out", "thesis.txt", "thesis.txt"]
 
 

@@ -133,4 +133,4 @@ def test_verls_directory_of_a_config_alone_leads_to_its_shards(tmp_path):
 
 def test_nothing_is_refused_with_what_would_be_something(tmp_path):
     assert "no config.json with safetensors" in refused(tmp_path)
-    assert "is no directory" in refused(tmp_path / "nowhere")
+    assert "does not exist" in refused(tmp_path / "nowhere")

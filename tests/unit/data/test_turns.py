@@ -151,7 +151,7 @@ def test_a_template_that_changes_what_a_message_says_is_an_error_where_it_spells
 )
 def test_a_template_that_cannot_hold_a_dialogue_is_refused_with_what_it_does(tokenizer, model, template, reasons):
     tokenizer.chat_template = template
-    with pytest.raises(ConfigError, match=r"^config error: data.chat_template=None cannot hold a dialogue of") as error:
+    with pytest.raises(ConfigError, match=r"^config error: data.chat_template=null cannot hold a dialogue of") as error:
         read_turns(model("<|im_end|>"), tokenizer)
     message = str(error.value)
     assert "rollout.max_turns=3" in message and all(reason in message for reason in reasons)
@@ -198,7 +198,7 @@ def test_a_run_of_dialogues_checks_template_and_tools_before_the_job(dialogue_ru
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (["rollout.max_turns=1"], r"rollout.tools=.* is never asked with rollout.max_turns=1"),
+        (["rollout.max_turns=1"], r"rollout.tools=.* is never called with rollout.max_turns=1"),
         (["rollout.tools=null"], r"rollout.max_turns=2 lets tools answer between turns, but rollout.tools is null"),
         (["reward.function=null"], r"rollout.max_turns=2 makes dialogues, and reward.preset=paper scores a single"),
     ],

@@ -90,7 +90,8 @@ def test_a_mean_gradient_lost_in_the_noise_is_said_so(kind, named, value):
     profile["gradient_variance"][kind] |= {"mean_norm_squared": value, "relative": math.inf}
     text = profile_table(profile)
     assert (
-        f"by -75.0% +- 7.5%; the relative one cannot be told: the unbiased |mean|^2 is {value:.4g} of {named}" in text
+        f"by -75.0% +- 7.5%; the relative one cannot be measured: the unbiased |mean|^2 is {value:.4g} of {named}"
+        in text
     )
     assert "lost in the noise" in text and "profile.prompts" in text
     assert text.count("not measurable") == 1 and "inf" not in text.split("Against")[1]

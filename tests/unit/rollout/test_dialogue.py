@@ -227,7 +227,7 @@ def test_each_answer_of_a_group_goes_its_own_way(tokenizer):
 
 def test_weights_that_change_between_turns_are_an_error(tokenizer):
     made, engine = dialogues(tokenizer, ["a", "b"], lambda *_, **__: setattr(engine, "version", 1) or tool("21"))
-    with pytest.raises(EngineError, match="began with weight version 0 and goes on with 1"):
+    with pytest.raises(EngineError, match="began with weight version 0 and continues with 1"):
         ask(made, prompt_ids(tokenizer))
 
 

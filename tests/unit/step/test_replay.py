@@ -114,7 +114,7 @@ NAN, HUGE = math.nan, 10**400
         ("finish_reason", "abort", "'finish_reason' is str 'abort', must be stop or length"),
         ("weight_version", -1, "'weight_version' is int -1"),
         ("weight_version", True, "'weight_version' is bool True"),
-        ("prompt", 2, "'prompt' is 2, which is no row of data.train=d"),
+        ("prompt", 2, "'prompt' is 2, which is not a row of data.train=d"),
         ("prompt", 4, "'prompt_hash' is str"),
         ("prompt_hash", "0" * 16, "but that of row 1 of data.train=d is"),
         ("prompt_tokens", 4, "of 4 tokens, but that of row 1 of data.train=d is"),
@@ -143,7 +143,7 @@ def test_a_line_that_was_cut_is_refused_with_its_number(replayed):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda rows: rows[:-1], "row 4 (line 5) is the last, and 5 rows are no multiple of rollout.group_size=2"),
+        (lambda rows: rows[:-1], "row 4 (line 5) is the last, and 5 rows are not a multiple of rollout.group_size=2"),
         (
             lambda rows: rows[:1] + rows[2:],
             "row 1 (line 2): field 'prompt' is 1, but row 0 (line 1) of the same group has",
@@ -161,7 +161,7 @@ def test_rows_that_are_not_the_groups_of_a_step_are_refused(replayed, change, sa
 
 
 def test_other_sizes_of_a_step_are_refused(replayed):
-    assert "row 5 (line 6) is the last, and 6 rows are no multiple of rollout.group_size=4" in refused(
+    assert "row 5 (line 6) is the last, and 6 rows are not a multiple of rollout.group_size=4" in refused(
         replayed, group_size=4
     )
     assert "rollout.prompts_per_step=4 must lie between the two" in refused(replayed, prompts_per_step=4)
@@ -170,7 +170,7 @@ def test_other_sizes_of_a_step_are_refused(replayed):
 def test_other_prompts_and_another_vocabulary_are_refused(replayed):
     others = [replace(prompt, token_ids=(*prompt.token_ids, 5)) for prompt in PROMPTS]
     assert "row 0 (line 1): field 'prompt_hash'" in refused(replayed, prompts=others)
-    assert "row 4 (line 5): field 'prompt' is 4, which is no row" in refused(replayed, prompts=PROMPTS[:2])
+    assert "row 4 (line 5): field 'prompt' is 4, which is not a row" in refused(replayed, prompts=PROMPTS[:2])
     assert "must lie in 0..255" in refused(replayed, vocab_size=256)
 
 

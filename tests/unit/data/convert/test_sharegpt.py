@@ -227,5 +227,5 @@ def test_a_tools_result_may_be_any_json(content, text):
 @pytest.mark.parametrize("content", [[{"a": b"x"}], {"a": {1}}, 3 + 4j])
 def test_a_tools_result_that_is_no_json_is_refused(content):
     record = openai(("user", {"content": "q"}), ("assistant", {"content": "a"}), ("tool", {"content": content}))
-    with pytest.raises(BadRow, match=r"messages\[2\].content is no JSON"):
+    with pytest.raises(BadRow, match=r"messages\[2\].content is not JSON"):
         messages.read(record)

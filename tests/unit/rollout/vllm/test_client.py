@@ -133,8 +133,8 @@ BROKEN = {
     "closed at once": ([b""], "RemoteProtocolError"),
     "closed in the middle": ([b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{"], "RemoteProtocolError"),
     "no HTTP": ([b"SSH-2.0-OpenSSH\r\n\r\n"], "RemoteProtocolError"),
-    "no JSON": ([reply(b"<html>\x1b[2Jhello")], r"no JSON: <html> \[2Jhello"),
-    "deep JSON": ([reply(b"[" * 200_000)], "no JSON"),
+    "no JSON": ([reply(b"<html>\x1b[2Jhello")], r"not JSON: <html> \[2Jhello"),
+    "deep JSON": ([reply(b"[" * 200_000)], "not JSON"),
     "another page": ([reply(b"", "307 Temporary Redirect")], "HTTP status 307"),
 }
 

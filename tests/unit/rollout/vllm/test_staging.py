@@ -58,7 +58,7 @@ def test_the_servers_path_of_a_named_directory_does_not_depend_on_where_it_was_s
     [
         (None, SOCKET, {"a", "b"}, "the trainer runs on 2 nodes"),
         (None, AWAY, {"a"}, "the server is at http://gpu17:8000"),
-        ("/nowhere/at/all", SOCKET, {"a"}, "rollout.sync_dir=/nowhere/at/all is no directory on"),
+        ("/nowhere/at/all", SOCKET, {"a"}, "rollout.sync_dir=/nowhere/at/all is not a directory on"),
     ],
 )
 def test_where_only_the_operator_knows_a_shared_directory_the_key_is_named(sync_dir, address, hosts, text):

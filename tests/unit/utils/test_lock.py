@@ -33,11 +33,14 @@ def test_a_second_job_is_refused_with_the_name_of_the_first_and_gets_in_after_it
 
 def _hold_with_a_child(run_dir, pipe) -> None:
     """A worker of a user's reward, say, which outlives its parent."""
+    started, starts = os.pipe()
     with locked(run_dir):
         child = os.fork()
         if child == 0:
+            os.write(starts, b"x")
             time.sleep(60)
             os._exit(0)
+        os.read(started, 1)
         pipe.send(child)
         pipe.recv()
 

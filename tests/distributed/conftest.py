@@ -34,14 +34,17 @@ def exact(tiny_model, answers):
 
 
 @pytest.fixture(scope="session")
-def bars(tiny_model, answers, exact):
+def bars(tiny_model, answers, exact, record_testsuite_property):
     """`bars(family, tied)`: what float32 may be off by on this machine, see `noise`."""
     made = {}
 
     def get(family: str = "qwen3", tied: bool = False):
         if (family, tied) not in made:
             single = oracle(tiny_model(family, tied), answers, torch.float32)
-            made[family, tied] = noise.bars(noise.noise(single, exact(family, tied)))
+            found = noise.noise(single, exact(family, tied))
+            for name, error in found.items():
+                record_testsuite_property(name, f"{error:.3e}")
+            made[family, tied] = noise.bars(found)
         return made[family, tied]
 
     return get

@@ -1,7 +1,4 @@
-"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout.
-
-Bars that are not `noise`'s lie more than ten times above every error that `benchmarks/noise.py` has met.
-"""
+"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout."""
 
 from dataclasses import replace
 

@@ -8,6 +8,12 @@ from tests.kernels.target import Target
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 
+# Bars are multiples of float32's unit roundoff: n additions, in whatever order a CPU makes them, are off by about
+# sqrt(n) units. Rows have up to 4096 columns, those with more are summed in blocks. Met so far, compiled or not, with
+# and without vector instructions: log-probs off by up to 3 units, collisions 6, gradients 18 and entropies 40.
+UNIT = 2.0**-24
+LOG_PROB, COLLISION, GRADIENT, ENTROPY = 32 * UNIT, 32 * UNIT, 64 * UNIT, 128 * UNIT
+
 
 def make_logits(num_tokens: int, vocab: int, dtype=F32, scale: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Normal logits [T, V] and labels [T]."""
@@ -87,25 +93,25 @@ def ppo_gradient(
 
 
 def assert_values(result, exact: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Log-prob within 2e-6 of 1 + |log p|, entropy within 5e-6, collision within 2e-6 (if it was asked for)."""
+    """Log-prob within LOG_PROB of 1 + |log p|, entropy within ENTROPY, collision within COLLISION if there is one."""
     log_probs, entropy, collision = exact
-    assert ((result.log_probs - log_probs).abs() <= 2e-6 * (1 + log_probs.abs())).all()
-    assert ((result.entropy - entropy).abs() <= 5e-6).all()
+    assert ((result.log_probs - log_probs).abs() <= LOG_PROB * (1 + log_probs.abs())).all()
+    assert ((result.entropy - entropy).abs() <= ENTROPY).all()
     if result.collision is not None:
-        assert ((result.collision - collision).abs() <= 2e-6).all()
+        assert ((result.collision - collision).abs() <= COLLISION).all()
 
 
 def assert_gradient(grad: Tensor, exact: Tensor, unit: float = 0.0) -> None:
-    """Each element within `unit` (one rounding) of itself, plus 1e-6 of the largest of its row."""
+    """Each element within `unit` (one rounding) of itself, plus GRADIENT of the largest of its row."""
     assert grad.shape == exact.shape
-    bar = unit * exact.abs() + 1e-6 * exact.abs().amax(-1, keepdim=True)
+    bar = unit * exact.abs() + GRADIENT * exact.abs().amax(-1, keepdim=True)
     assert ((grad - exact).abs() <= bar).all()
 
 
 def assert_ppo_gradient(grad: Tensor, exact: Tensor, unit: float = 0.0) -> None:
-    """Each element within `unit` (one rounding) of itself, plus 3e-6 of the largest of all.
+    """Each element within `unit` (one rounding) of itself, plus GRADIENT of the largest of all.
 
     A float32 log-prob of -20 is rounded by up to 1e-6, and so is the ratio that a row's gradient is multiplied by.
     """
     assert grad.shape == exact.shape
-    assert ((grad - exact).abs() <= unit * exact.abs() + 3e-6 * exact.abs().amax()).all()
+    assert ((grad - exact).abs() <= unit * exact.abs() + GRADIENT * exact.abs().amax()).all()

@@ -25,7 +25,7 @@ def relative_error(value, exact):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 4096])
-@pytest.mark.parametrize(("dtype", "bar"), [(F64, 1e-12), (F32, 2e-6), (BF16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "bar"), [(F64, 1e-12), (F32, 2e-6), (BF16, 4e-2)])
 def test_loss_and_gradients_match_float64(target, dtype, bar, chunk_size):
     hidden, weight, labels, vectors = make(dtype=dtype)
     loss, *exact = exact_ppo(hidden, weight, labels, vectors, SETTINGS, scale=1.7)
@@ -175,7 +175,7 @@ def test_nothing_to_read_gives_a_zero_loss_and_zero_gradients(target, num_tokens
 
 
 @pytest.mark.parametrize("chunk_size", [5, 4096])
-@pytest.mark.parametrize(("dtype", "bar"), [(F64, 1e-12), (F32, 3e-6), (BF16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "bar"), [(F64, 1e-12), (F32, 3e-6), (BF16, 4e-2)])
 def test_log_probs_and_entropy_match_float64(target, dtype, bar, chunk_size):
     hidden, weight, labels, vectors = make(dtype=dtype)
     upstream = vectors["advantages"], vectors["ref_log_probs"]

@@ -11,9 +11,11 @@ from rest_kernels.shard import VocabShard
 from rest_kernels.tokens import PPOInputs, Softmax, Tokens
 from tests.kernels.oracle import (
     BF16,
+    ENTROPY,
     F16,
     F32,
     F64,
+    LOG_PROB,
     assert_ppo_gradient,
     assert_values,
     exact_gradient,
@@ -104,8 +106,8 @@ def test_metrics_are_sums_over_the_weighted_tokens(target, dtype):
         assert not result.metrics[name].requires_grad
     assert 0 < expected["clipped_low"] < expected["clipped"] < expected["num_tokens"]
     kept = (policy.masked_fill(~read, 0), entropy.masked_fill(~read, 0), collision)
-    assert ((result.log_probs - kept[0]).abs() <= 2e-6 * (1 + kept[0].abs())).all()
-    assert ((result.entropy - kept[1]).abs() <= 5e-6).all()
+    assert ((result.log_probs - kept[0]).abs() <= LOG_PROB * (1 + kept[0].abs())).all()
+    assert ((result.entropy - kept[1]).abs() <= ENTROPY).all()
     assert not result.log_probs.requires_grad and not result.entropy.requires_grad
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rest_kernels import reference
-from tests.kernels.oracle import BF16, F64
+from tests.kernels.oracle import BF16, F64, GRADIENT
 from tests.kernels.ranks import run_ranks
 from tests.kernels.tensor_parallel_cases import CASES, build, measure, run_everything
 
@@ -86,7 +86,7 @@ def assert_gradient(shards, case, exact, target):
     assert found.shape == exact.shape
     if found.numel():
         unit = target.unit(BF16) if case.dtype == BF16 else 0.0
-        bar = unit * exact.abs() + tolerance(case, 3e-6) * exact.abs().max()
+        bar = unit * exact.abs() + tolerance(case, GRADIENT) * exact.abs().max()
         assert ((found - exact).abs() <= bar).all()
 
 

@@ -25,6 +25,10 @@ CHUNK_ELEMENTS = 1 << 18
 COMPILED_CHUNK_ELEMENTS = 1 << 20
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
 
+# The compiler's cache on disk does not tell CPUs apart: on one without AVX-512 it would give out code that was made for
+# it, which then skips half of every row, without an error. These options are part of the cache's key.
+VECTOR_BITS = {"AVX512": 512, "AVX2": 256}
+
 
 class RowCompiler:
     """Runs row functions compiled, until that fails once: then, with a warning, as they are."""
@@ -51,7 +55,8 @@ class RowCompiler:
 
     def _get(self, function: Callable[..., Result]) -> Callable[..., Result]:
         if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, dynamic=True, fullgraph=True)
+            options = {"cpp.simdlen": VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())}
+            self._compiled[function] = torch.compile(function, dynamic=True, fullgraph=True, options=options)
         return self._compiled[function]
 
 

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -154,6 +155,14 @@ def test_only_calls_that_read_many_logits_compile():
     fewer, enough = (compiled.row_function(len, Rows(logits, torch.arange(number))) for number in (2047, 2048))
     assert fewer == compiled.RowFunction(len, compiled.CHUNK_ELEMENTS, compiled=False)
     assert enough.compiled
+
+
+@pytest.mark.parametrize("capability, bits", [("AVX512", 512), ("AVX2", 256), ("DEFAULT", None)])
+def test_the_cache_of_compiled_code_is_told_the_cpus_vector_width(monkeypatch, capability, bits):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with mock.patch("torch.compile", return_value=len) as compile_function:
+        assert compiled.RowCompiler().run(len, [1, 2]) == 2
+    assert compile_function.call_args.kwargs["options"] == {"cpp.simdlen": bits}
 
 
 def test_without_a_compiler_the_functions_run_eagerly_after_one_warning(monkeypatch):

@@ -33,7 +33,7 @@ def test_the_weighted_sum_is_the_aggregation(batch, mode):
     vector = loss_weights(weights, sequence_index, 4, mode, weights.double().sum().item(), LIMIT)
     assert vector.dtype == torch.float32
     expected = expected_loss(mode, weights, losses, sequence_index)
-    torch.testing.assert_close((vector.double() * losses).sum(), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close((vector.double() * losses).sum(), expected, rtol=2e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -46,7 +46,7 @@ def test_any_cut_into_micro_batches_gives_the_same_loss(batch, mode, cut):
         mine = torch.cat([(sequence_index == i).nonzero().flatten() for i in sequences])
         local_index = torch.cat([torch.full((LENGTHS[i],), n) for n, i in enumerate(sequences)])
         loss += (loss_weights(weights[mine], local_index, 4, mode, total, LIMIT).double() * losses[mine]).sum()
-    torch.testing.assert_close(loss, expected_loss(mode, weights, losses, sequence_index), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(loss, expected_loss(mode, weights, losses, sequence_index), rtol=2e-6, atol=1e-8)
 
 
 def test_unit_weights_give_the_plain_means():

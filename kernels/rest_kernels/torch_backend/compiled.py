@@ -55,7 +55,8 @@ class RowCompiler:
 
     def _get(self, function: Callable[..., Result]) -> Callable[..., Result]:
         if function not in self._compiled:
-            options = {"cpp.simdlen": VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())}
+            bits = VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+            options: dict[str, str | int | bool | Callable[..., Any]] = {} if bits is None else {"cpp.simdlen": bits}
             self._compiled[function] = torch.compile(function, dynamic=True, fullgraph=True, options=options)
         return self._compiled[function]
 

@@ -68,8 +68,7 @@ def measure(variables: dict[str, str], tests: Sequence[str]) -> dict:
         if not report.exists():
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode} and no report:\n{done.stdout}")
         root = ElementTree.parse(report).getroot()
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return {**read_report(root), "failed": failed, "seconds": round(time.monotonic() - started)}
+    return {**read_report(root), "seconds": round(time.monotonic() - started)}
 
 
 def read_report(root: ElementTree.Element) -> dict:
@@ -83,7 +82,19 @@ def read_report(root: ElementTree.Element) -> dict:
     counts = {name: sum(int(suite.attrib[name]) for suite in root.iter("testsuite")) for name in COUNTS}
     failed = counts["failures"] + counts["errors"]
     passed = counts["tests"] - failed - counts["skipped"]
-    return {"passed": passed, "failures": failed, "skipped": counts["skipped"], "noise": noise, "shares": shares}
+    broken = [
+        f"{case.attrib['name']}: {fault.attrib['message'].splitlines()[0]}"
+        for case in root.iter("testcase")
+        for fault in (*case.iterfind("failure"), *case.iterfind("error"))
+    ]
+    return {
+        "passed": passed,
+        "failures": failed,
+        "skipped": counts["skipped"],
+        "noise": noise,
+        "shares": shares,
+        "broken": broken,
+    }
 
 
 def table(title: str, rows: dict[str, dict], part: str, form: Callable[[float], str]) -> str:
@@ -109,7 +120,7 @@ def page(report: dict) -> str:
         table("setting", counts, "counts", str),
         table("Hugging Face's float32, largest error", rows, "noise", "{:.1e}".format),
         table("ours: largest share of the bar", rows, "shares", "{:.2f}".format),
-        *(f"{name}: {line}" for name, row in rows.items() for line in row["failed"]),
+        *(f"{name}: {line}" for name, row in rows.items() for line in row["broken"]),
     ]
     return "\n\n".join(parts) + "\n"
 

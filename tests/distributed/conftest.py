@@ -57,8 +57,7 @@ def within(record_property):
     def check(errors, bars):
         for name, error in errors.items():
             record_property(name, f"{error:.3e} of {bars[name]:.3e}")
-        above = [f"{name} {error:.3e} > {bars[name]:.3e}" for name, error in errors.items() if not error <= bars[name]]
-        assert not above, ", ".join(above)
+        assert not noise.above(errors, bars)
 
     return check
 

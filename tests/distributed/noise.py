@@ -40,6 +40,11 @@ def bars(noise: Mapping[str, float]) -> Errors:
     return {name: MULTIPLE * max(error, FLOORS.get(name, FORWARD)) for name, error in noise.items()}
 
 
+def above(errors: Mapping[str, float], bars: Mapping[str, float]) -> list[str]:
+    """The errors that are not within their bars, NaN among them."""
+    return [f"{name} {error:.3e} > {bars[name]:.3e}" for name, error in errors.items() if not error <= bars[name]]
+
+
 def noise(single: Oracle, exact: Oracle) -> Errors:
     """Hugging Face's float32 against its float64."""
     return _errors(partial(getattr, single), single.gradients, [single.grad_norm], exact)

@@ -157,12 +157,14 @@ def test_only_calls_that_read_many_logits_compile():
     assert enough.compiled
 
 
-@pytest.mark.parametrize("capability, bits", [("AVX512", 512), ("AVX2", 256), ("DEFAULT", None)])
-def test_the_cache_of_compiled_code_is_told_the_cpus_vector_width(monkeypatch, capability, bits):
+@pytest.mark.parametrize(
+    "capability, options", [("AVX512", {"cpp.simdlen": 512}), ("AVX2", {"cpp.simdlen": 256}), ("DEFAULT", {})]
+)
+def test_the_cache_of_compiled_code_is_told_the_cpus_vector_width(monkeypatch, capability, options):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with mock.patch("torch.compile", return_value=len) as compile_function:
         assert compiled.RowCompiler().run(len, [1, 2]) == 2
-    assert compile_function.call_args.kwargs["options"] == {"cpp.simdlen": bits}
+    assert compile_function.call_args.kwargs["options"] == options
 
 
 def test_without_a_compiler_the_functions_run_eagerly_after_one_warning(monkeypatch):

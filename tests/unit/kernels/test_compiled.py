@@ -34,9 +34,16 @@ CPU = Target("cpu", "torch")
 DTYPES = [F32, BF16]
 
 
+# Elsewhere the functions run eagerly, after a warning; tests/kernels has their numbers.
+NO_VECTORS = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+needs_vectors = pytest.mark.skipif(NO_VECTORS, reason="torch.compile's C++ needs a CPU with vector instructions")
+
+
 @pytest.fixture
 def compiles(monkeypatch):
     """Calls of any size compile, and read a few rows at a time. They must not have fallen back."""
+    if NO_VECTORS:
+        pytest.skip("torch.compile's C++ needs a CPU with vector instructions")
     monkeypatch.setattr(compiled, "COMPILE_MIN_LOGITS", 0)
     monkeypatch.setattr(compiled, "COMPILED_CHUNK_ELEMENTS", 1 << 14)
     yield
@@ -211,6 +218,7 @@ print(status("VmHWM") - before - grad.nbytes // 1024)
 """
 
 
+@needs_vectors
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_a_large_call_needs_little_memory_beside_the_gradient():
     result = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)

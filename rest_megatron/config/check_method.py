@@ -3,6 +3,7 @@
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 
+TOKEN_RULES = ("top_entropy", "entropy", "rsi_s", "tao_rl")
 SWITCHES = ("use_format", "use_tool_name", "use_parameters", "use_cot")
 
 
@@ -24,6 +25,8 @@ def _check_weights(config: Config) -> None:
     if weights.curriculum == "feedback" and config.reward.function is not None:
         rule = "follows the accuracies of our rewards, which reward.function does not report"
         refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")
+    if weights.rule in TOKEN_RULES:
+        _check_token_rule(config)
     if weights.rule != "reference":
         return
     if weights.curriculum != "none":
@@ -36,6 +39,20 @@ def _check_weights(config: Config) -> None:
     if config.data.answer_format != "toolrl":
         rule = "knows the answers of data.answer_format=toolrl only"
         refuse(config, "weights.rule", rule, "Choose another rule")
+
+
+def _check_token_rule(config: Config) -> None:
+    weights = config.weights
+    if weights.curriculum != "none":
+        rule = "needs weights.curriculum=none: it knows no regions, which the curriculum moves weight between"
+        refuse(config, "weights.rule", rule, "Set weights.curriculum=none, or method.preset=grpo")
+    off = [name for name in SWITCHES if not getattr(weights, name)]
+    if off:
+        rule = f"has no regions to switch off, but weights.{off[0]}=false"
+        refuse(config, "weights.rule", rule, "Choose another rule for this ablation")
+    if weights.rsi_low >= weights.rsi_high:
+        rule = f"is not below weights.rsi_high={weights.rsi_high}, so no token would be trained on"
+        refuse(config, "weights.rsi_low", rule, "Lower it")
 
 
 def _check_reward(config: Config) -> None:

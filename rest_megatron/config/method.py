@@ -10,7 +10,10 @@ from rest_megatron.config.field import key
 
 MethodPreset = Literal["paper", "reference", "grpo"]
 WeightsPreset = Literal["paper", "reference", "uniform"]
-WeightsRule = Literal["score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference"]
+WeightsRule = Literal[
+    "score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference",
+    "top_entropy", "entropy", "rsi_s", "tao_rl",
+]  # fmt: skip
 ReferenceVariant = Literal["none", "correct_max_1", "max_1_step_30_max_3", "coarse", "refined", "intermediate"]
 LossAggregation = Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
 
@@ -56,8 +59,15 @@ class WeightsConfig:
         "score_bound",
         "Region weight from the region's means over tokens of entropy H and collision c = sum_v p_v^2: score_bound "
         "1/(1-exp(-H)), inverse_entropy 1/H, collision 1/(1-c), lm_head 1/((1-c)|h|^2) with the last hidden state h, "
-        "constant 1 (Eq. 9). reference: the published code's spans, constants and schedule; it reads no other key.",
+        "constant 1 (Eq. 9). reference: the published code's spans, constants and schedule; it reads no other key. "
+        "Token by token, read with the next four keys only: top_entropy 1 for the keep_share of highest H; entropy "
+        "1+b(H/mean(H)-1) in each answer; rsi_s 1 where -log(p)/H is within its bounds; tao_rl "
+        "1+b(H-mean(H))/std(H) after a tool's result, else 1.",
     )
+    keep_share: float = key(0.2, "rule=top_entropy: share of the batch's tokens that is trained on.", gt=0, le=1)
+    entropy_slope: float = key(0.1, "b of rule=entropy and of rule=tao_rl, whose authors take 0.01.", ge=0, le=1)
+    rsi_low: float = key(0.5, "rule=rsi_s: least surprisal over entropy of a token that is trained on.", ge=0)
+    rsi_high: float = key(2.0, "rule=rsi_s: the most; the bounds of the paper itself are not known to us.", gt=0)
     scope: Literal["batch", "response"] = key(
         "batch",
         "Where a region's mean is taken: batch: all answers that are trained on, with a running mean over steps; "

@@ -37,6 +37,11 @@ def turns(ids: Sequence[int], mask: Sequence[bool]) -> list[slice]:
     return found
 
 
+def after_tool(ids: Sequence[int], mask: Sequence[bool]) -> list[bool]:
+    """Of each sampled id: whether its turn follows a tool's result, that is, is not the first. See `turns`."""
+    return [number > 0 for number, turn in enumerate(turns(ids, mask)) for _ in range(turn.start, turn.stop)]
+
+
 def think_open(prompt_ids: Sequence[int], token_table: Sequence[bytes]) -> bool:
     """Whether the prompt ends inside an opened thought, as the templates of some thinking models do."""
     return opens_think(decode(prompt_ids[-_LAST_TOKENS:], token_table))

@@ -4,6 +4,7 @@
 |---------------------|------------------------------------------------------|----------------------------------------|
 | `regions`           | tokens -> format, tool name, parameters, cot         | the paper's section on region weights  |
 | `weights`           | entropy -> region weights -> token weights of mean 1 | Lemma 2, Theorem 2, Eq. 9              |
+| `token_rules`       | weights that follow from a token by itself           | arXiv 2506.01939 and other neighbours  |
 | `curriculum`        | region weights over progress                         | Eq. 16-17                              |
 | `feedback`          | region weights over what has been learnt             | ours, on the paper's open question 2   |
 | `reference_weights` | the published code's token weights                   | that code                              |

@@ -8,13 +8,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.config.schema import AlgorithmConfig, WeightsConfig
-from rest_megatron.data.answers import turns
+from rest_megatron.data.answers import after_tool, turns
 from rest_megatron.errors import NonFiniteError
 from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import update_feedback
 from rest_megatron.method.importance import importance_ratios
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region
+from rest_megatron.method.token_rules import TOKEN_RULES, TokenFacts, token_rule_weights
 from rest_megatron.method.weights import (
     WeightState,
     region_means_by_response,
@@ -38,7 +39,7 @@ class StepWeights:
 
     tokens: Tensor
     """[T] float32: weight of each of this rank's sampled tokens, mean 1 in every answer (rule reference: over those
-    above 0); all 0 in an answer of which nothing is used."""
+    above 0; rules of single tokens: see `token_rules`); all 0 in an answer of which nothing is used."""
     means: dict[str, Tensor]
     """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
     bounds), lm_head score_norm * |h|^2, weight."""
@@ -111,6 +112,8 @@ def weigh(
         state = WeightState(state.running_mean, update_feedback(state.feedback, accuracy, settings))
     if settings.rule == "reference":
         tokens = _reference(batch, step, token_table)
+    elif settings.rule in TOKEN_RULES:
+        tokens = _by_token(batch, stats, settings, dp_group)
     else:
         statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
         means, state = _region_means(batch, statistic, state, settings, dp_group)
@@ -172,6 +175,22 @@ def _region_means(
     sums, counts = totals
     mean = update_running_mean(last, sums, counts, settings.momentum)
     return mean, WeightState(tuple(mean.tolist()), state.feedback)
+
+
+def _by_token(batch: Batch, stats: TokenStats, settings: WeightsConfig, dp_group: dist.ProcessGroup) -> Tensor:
+    own = stats.entropy.cpu()
+    parts = [own] * dist.get_world_size(dp_group)
+    dist.all_gather_object(parts, own, group=dp_group)
+    later = [late for t in batch.trajectories for late in after_tool(t.response_ids, t.response_mask)]
+    facts = TokenFacts(
+        stats.entropy,
+        stats.log_probs,
+        batch.sequence_index,
+        len(batch.trajectories),
+        torch.tensor(later, dtype=torch.bool, device=stats.entropy.device),
+        torch.cat(parts).to(stats.entropy.device),
+    )
+    return token_rule_weights(facts, settings)
 
 
 def _reference(batch: Batch, step: int, token_table: Sequence[bytes]) -> Tensor:

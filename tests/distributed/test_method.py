@@ -27,6 +27,10 @@ PRESETS = {
     "response": ("weights.scope=response",),
     "feedback": ("weights.curriculum=feedback", "weights.feedback_patience=1"),
     "no_cot": ("weights.use_cot=false",),
+    "top_entropy": ("method.preset=grpo", "weights.rule=top_entropy"),
+    "entropy": ("method.preset=grpo", "weights.rule=entropy", "weights.entropy_slope=0.5"),
+    "rsi_s": ("method.preset=grpo", "weights.rule=rsi_s"),
+    "tao_rl": ("method.preset=grpo", "weights.rule=tao_rl", "weights.entropy_slope=0.5"),
 }
 
 

@@ -6,11 +6,14 @@ was given. Region means are those of the whole file, or of each answer with weig
 reads is missing, regions weigh 1 before the curriculum. An answer ends at its first end-of-turn token; what follows is
 padding, of region format and weight 0.
 
+Rules of single tokens (`method/token_rules.py`) take the file for the batch; rsi_s reads `log_probs`, too. A row
+without what such a rule reads weighs 1 everywhere.
+
 A dialogue's row tells by `response_mask` which ids were sampled, and comes back with it. Each turn has the regions of
 an answer of its own; what tools said has null for region and weight, and may have it for the statistics.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -21,7 +24,7 @@ from rest_megatron.commands.catalogue import Weigh
 from rest_megatron.commands.rows import Fault, parse_lines, read_think_open, write_rows
 from rest_megatron.config.method import WeightsRule
 from rest_megatron.config.refuse import refuse
-from rest_megatron.config.schema import Config
+from rest_megatron.config.schema import Config, WeightsConfig
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
@@ -31,13 +34,15 @@ from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
+from rest_megatron.method.token_rules import TOKEN_RULES, TokenFacts, token_rule_weights
 from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
 from rest_megatron.observe.response import read_mask
 from rest_megatron.utils.text import counted
 
 # What each statistic can be, with room for rounding; no vocabulary has an entropy of 50 nats.
-BOUNDS = {"entropy": (-1e-4, 50.0), "collision": (0.0, 1.0 + 1e-4), "hidden_norm_squared": (0.0, 3.4e38)}
-STATISTICS = tuple(BOUNDS)
+STATISTICS = ("entropy", "collision", "hidden_norm_squared")
+BOUNDS = dict(zip(STATISTICS, ((-1e-4, 50.0), (0.0, 1.0 + 1e-4), (0.0, 3.4e38)), strict=True))
+BOUNDS["log_probs"] = (-3.4e38, 1e-4)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Answer:
     regions: Tensor
     """[answer tokens] int64, `Region`."""
     statistics: dict[str, list[float | None]]
-    """Those of STATISTICS that the row holds, one value per id; anything where it was not sampled."""
+    """What the row holds of STATISTICS and of what the rule reads: a value per id, any where it was not sampled."""
 
     @property
     def places(self) -> list[int]:
@@ -85,6 +90,8 @@ class AnswerReader:
     token_table: Sequence[bytes]
     stop_ids: frozenset[int]
     grammar: Grammar
+    reads: Set[str]
+    """What the rule reads; checked in a row that has it, as STATISTICS are."""
 
     def __call__(self, row: dict) -> Answer:
         """Read and check one row."""
@@ -108,8 +115,10 @@ class AnswerReader:
                 think_open=think_open(ids[: span.start], self.token_table) if found else opened,
             )
             found.append(turn)
-        sampled = mask or [True] * len(ids)
-        statistics = {name: _numbers(row, name, sampled) for name in STATISTICS if row.get(name) is not None}
+        sampled, names = mask or [True] * len(ids), {*STATISTICS, *self.reads}
+        statistics = {
+            name: _numbers(row, name, sampled) for name in BOUNDS if name in names and row.get(name) is not None
+        }
         return Answer(ids, mask, found, torch.tensor(labels, dtype=torch.int64), statistics)
 
 
@@ -124,18 +133,18 @@ def main(config: Config, options: Weigh, stream: TextIO) -> None:
         refuse(config, "weights.curriculum", "needs the accuracies of every step so far, which no file holds", fix)
     tokenizer = load_tokenizer(options.tokenizer, f"--tokenizer {options.tokenizer}")
     stop_ids = frozenset(stop_token_ids(options.tokenizer, tokenizer))
-    reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format])
+    needed = _reads(settings.rule)
+    reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format], needed)
     answers = list(parse_lines(options.input, reader))
     write_rows(options.output, _weighed(answers, config, options), stream)
-    needed = RULES[settings.rule].reads if settings.rule in RULES else set()
     lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
     if lacking:
         names = " and ".join(sorted(needed))
         rows = counted(lacking, "row")
-        stream.write(
-            f"{rows} without {names}, which weights.rule={settings.rule} reads: they are no part of a region's mean, "
-            "and a region without a mean weighs 1\n"
-        )
+        by_token = "their tokens weigh 1"
+        by_region = "they are no part of a region's mean, and a region without a mean weighs 1"
+        effect = by_token if settings.rule in TOKEN_RULES else by_region
+        stream.write(f"{rows} without {names}, which weights.rule={settings.rule} reads: {effect}\n")
 
 
 def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) -> Iterator[dict | Fault]:
@@ -146,12 +155,16 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
     whole_file = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
     own = iter(sums)
+    by_token = settings.rule in TOKEN_RULES
+    batch_entropy = _batch_entropy([a for a in answers if isinstance(a, Answer)]) if by_token else torch.empty(0)
     for answer in answers:
         if isinstance(answer, Fault):
             yield answer
         elif measure:
             totals = next(own) if settings.scope == "response" else whole_file
             yield _row(answer, _measured_weights(answer, totals, config, progress))
+        elif by_token:
+            yield _row(answer, _token_weights(answer, batch_entropy, settings))
         else:
             yield _row(answer, _reference_weights(answer, step))
 
@@ -160,9 +173,7 @@ def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
     """float64 [2, 4]: sum and count of the rule's statistic in each region; zeros where the row lacks it."""
     if not RULES[rule].reads <= answer.statistics.keys():
         return torch.zeros(2, len(Region), dtype=torch.float64)
-    places, unread = answer.places, [0.0] * len(answer.ids)
-    values = (answer.statistics.get(name, unread) for name in STATISTICS)
-    vectors = (torch.tensor([own[place] for place in places], dtype=torch.float64) for own in values)
+    vectors = (_vector(answer, name) for name in STATISTICS)
     return torch.stack(region_sums(token_statistic(rule, *vectors), answer.regions))
 
 
@@ -170,6 +181,37 @@ def _measured_weights(answer: Answer, totals: Tensor, config: Config, progress: 
     """One weight per answer token. totals: sums and counts [2, 4] whose means the rule goes by."""
     by_region = scheduled_weights(totals[0] / totals[1], progress, FeedbackState(), config.weights)
     return token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1).tolist()
+
+
+def _batch_entropy(answers: Sequence[Answer]) -> Tensor:
+    """float64: the entropy of every answer token of the file, as far as it is given."""
+    given = (answer for answer in answers if "entropy" in answer.statistics)
+    return torch.cat([torch.empty(0, dtype=torch.float64), *(_vector(answer, "entropy") for answer in given)])
+
+
+def _vector(answer: Answer, name: str) -> Tensor:
+    """float64, one value per answer token: a statistic, or zeros where the row lacks it."""
+    values = answer.statistics.get(name, [0.0] * len(answer.ids))
+    return torch.tensor([values[place] for place in answer.places], dtype=torch.float64)
+
+
+def _token_weights(answer: Answer, batch_entropy: Tensor, settings: WeightsConfig) -> list[float]:
+    """One weight per answer token, by a rule of single tokens; 1 where the row lacks what the rule reads."""
+    places = answer.places
+    if not TOKEN_RULES[settings.rule].reads <= answer.statistics.keys():
+        return [1.0] * len(places)
+    later = [number > 0 for number, turn in enumerate(answer.turns) for _ in range(turn.length)]
+    entropy, log_probs = _vector(answer, "entropy"), _vector(answer, "log_probs")
+    index = torch.zeros_like(answer.regions)
+    facts = TokenFacts(entropy, log_probs, index, 1, torch.tensor(later, dtype=torch.bool), batch_entropy)
+    return token_rule_weights(facts, settings).tolist()
+
+
+def _reads(rule: WeightsRule) -> Set[str]:
+    """The statistics of a token that a rule reads."""
+    if rule in TOKEN_RULES:
+        return TOKEN_RULES[rule].reads
+    return RULES[rule].reads if rule in RULES else set()
 
 
 def _reference_weights(answer: Answer, step: int) -> list[float]:

@@ -11,6 +11,7 @@ from rest_megatron.rollout.sampler import Sampler
 from tests.distributed.talkative import make_talkative_run
 from tests.distributed.training_cases import ran, read_metrics
 from tests.distributed.training_runs import CUT, same
+from tests.paths import EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,24 @@ def dumped(run_dir):
 def test_dialogues_train_alike_on_every_layout(runs, layout):
     same(read_metrics(runs[layout]), read_metrics(runs["one"]))
     assert [row["ids"] for row in dumped(runs[layout])] == [row["ids"] for row in dumped(runs["one"])]
+
+
+def test_the_weights_of_tao_rl_rise_with_entropy_after_a_tool_s_result_alike_on_every_layout(pool, tmp_path):
+    found = []
+    for name, world_size in (("one", 1), ("data", 2)):
+        (tmp_path / name).mkdir()
+        words = [*make_talkative_run(tmp_path / name), "weights.entropy_slope=0.2"]
+        pool.run(ran, world_size, "train", [EXAMPLES / "baselines/tao_rl.yaml"], words, Sampler)
+        found.append(dumped(tmp_path / name / "run"))
+    later = []
+    for alone, cut in zip(*found, strict=True):
+        assert alone["ids"] == cut["ids"]
+        first = [*alone.get("response_mask", []), False].index(False) or len(alone["ids"])
+        ours, theirs = ([w for w in row["weights"] if w is not None] for row in (alone, cut))
+        assert ours[:first] == [1.0] * first
+        later += ours[first:]
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert min(later) < 0.95 and max(later) > 1.05
 
 
 def test_the_engine_s_log_probs_of_every_turn_are_the_actor_s(runs):

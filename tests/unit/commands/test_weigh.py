@@ -250,6 +250,27 @@ def test_rows_that_lack_what_the_rule_reads_are_counted(run, rule, lacking):
     assert not lacking or said[0].startswith(f"{lacking} rows without ")
 
 
+def test_rules_of_single_tokens_take_the_file_for_the_batch(run):
+    rows = [{"ids": [65] * 3, "entropy": [0.1, 0.2, 0.3]}, {"ids": [65] * 2, "entropy": [2.0, 0.25]}, {"ids": [65]}]
+    written, report = run(rows, "method.preset=grpo", "weights.rule=top_entropy", "weights.keep_share=0.4")
+    assert [row["weights"] for row in written] == [[0.0, 0.0, 1.0], [1.0, 0.0], [1.0]]
+    assert "1 row without entropy, which weights.rule=top_entropy reads: their tokens weigh 1\n" in report
+
+
+def test_rsi_s_reads_the_log_probs_beside_the_entropy(run):
+    settings = ["method.preset=grpo", "weights.rule=rsi_s"]
+    rows = [
+        {"ids": [65] * 3, "entropy": [1.0, 0.5, 1.0], "log_probs": [-1.0, -0.01, -5.0]},
+        {"ids": [65], "entropy": [1]},
+    ]
+    (whole, lacking), report = run(rows, *settings)
+    assert (whole["weights"], lacking["weights"]) == ([1.0, 0.0, 0.0], [1.0])
+    assert "1 row without entropy and log_probs" in report
+    bad = {"ids": [65], "entropy": [1.0], "log_probs": [0.5]}
+    assert "log_probs[0] is" in run([bad], *settings)[0][0]["error"]
+    assert "error" not in run([bad], "method.preset=grpo")[0][0]
+
+
 def test_a_thought_that_the_prompt_opened_is_a_thought(run, encode):
     ids = encode("hm</think>")
     (opened, closed, null), _ = run([{"ids": ids, "think_open": x} for x in (True, False, None)])

@@ -1,5 +1,6 @@
 """`weigh` on the rows of dialogues: sampled tokens are weighed turn by turn, as in training; what tools said is not."""
 
+import statistics
 from functools import partial
 
 import pytest
@@ -51,6 +52,16 @@ def test_sampled_tokens_weigh_as_in_an_answer_without_what_tools_said(run, encod
     assert row["weights"] == twice(row["weights"][: len(ids)])
     assert row["entropy"] == twice(entropy) and row["response_mask"] == dialogue["response_mask"]
     assert report.endswith(": 1 row\n")
+
+
+def test_the_bonus_of_tao_rl_is_for_turns_after_a_tool_s_result(run, encode, dialogue):
+    entropy = [0.1 + 0.01 * i for i in range(len(encode(ANSWER)) + 1)]
+    deviation = statistics.pstdev(entropy)
+    overrides = ["method.preset=grpo", "weights.rule=tao_rl", "weights.entropy_slope=0.2"]
+    (row,), _ = run([{**dialogue, "entropy": twice(entropy)}], *overrides)
+    later = [1 + 0.2 * (h - statistics.fmean(entropy)) / deviation for h in entropy]
+    sampled = [weight for weight in row["weights"] if weight is not None]
+    assert sampled == pytest.approx([*[1.0] * len(entropy), *later], rel=1e-4)
 
 
 def test_the_reference_rule_weighs_each_turn_by_itself(run, dialogue):

@@ -5,6 +5,7 @@ import pytest
 from rest_megatron.config import load
 from rest_megatron.config.check_method import check_method
 from rest_megatron.errors import ConfigError
+from rest_megatron.method.token_rules import TOKEN_RULES
 
 JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judge_weight=0.5")
 
@@ -23,6 +24,16 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
         (("weights.rule=reference",), "needs weights.curriculum=none", "weights.preset=reference"),
         (("weights.preset=reference", "weights.use_cot=false"), "no regions to switch off", "another rule"),
         (("weights.preset=reference", "data.answer_format=hermes"), "data.answer_format=toolrl only", "another rule"),
+        *(((f"weights.rule={rule}",), "needs weights.curriculum=none", "method.preset=grpo") for rule in TOKEN_RULES),
+        *(
+            (("method.preset=grpo", "weights.use_cot=false", f"weights.rule={rule}"), "no regions", "another rule")
+            for rule in TOKEN_RULES
+        ),
+        (
+            ("method.preset=grpo", "weights.rule=rsi_s", "weights.rsi_low=2"),
+            "is not below weights.rsi_high=2.0",
+            "Lower",
+        ),
         (("reward.reference_variant=coarse",), "needs reward.preset=reference", "leave the variant out"),
         (("reward.preset=reference", "data.answer_format=llama3"), "toolrl only", "reward.preset=paper"),
         (("reward.preset=poster", "reward.ramp=none"), "nothing but format", "reward.ramp=linear"),
@@ -59,6 +70,7 @@ def test_a_refused_address_does_not_show_its_password():
         JUDGE,
         ("method.preset=reference",),
         ("algorithm.ratio=sequence",),
+        *(("method.preset=grpo", f"weights.rule={rule}") for rule in TOKEN_RULES),
         ("reward.preset=reference", "reward.function=a:b", "data.answer_format=hermes"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from rest_megatron.config.keys import keys
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.feedback import FeedbackState
+from rest_megatron.method.token_rules import TOKEN_RULES
 from rest_megatron.method.weights import (
     RULES,
     WeightState,
@@ -179,8 +180,8 @@ def test_a_rule_reads_what_its_row_names_and_nothing_else(rule):
 
 def test_the_configuration_offers_the_rules_of_the_table_and_gives_their_formulas():
     key = keys()["weights.rule"]
-    assert set(key.choices) == {*RULES, "reference"}
-    for name, rule in RULES.items():
+    assert set(key.choices) == {*RULES, *TOKEN_RULES, "reference"}
+    for name, rule in {**RULES, **TOKEN_RULES}.items():
         assert f"{name} {rule.formula}" in key.help
 
 

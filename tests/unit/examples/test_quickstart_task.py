@@ -60,13 +60,13 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(files, tmp_
 def test_no_prompt_comes_twice_in_or_across_the_files(files):
     names = ("train.jsonl", "heldout.jsonl", "sft.jsonl")
     prompts = [json.dumps(row["prompt"]) for name in names for row in read(files / name)]
-    assert len(prompts) == make_task.NUM_TRAIN + make_task.NUM_HELDOUT + make_task.NUM_DEMONSTRATIONS
+    assert len(prompts) == make_task.Recipe.num_train + make_task.Recipe.num_heldout + make_task.NUM_DEMONSTRATIONS
     assert len(set(prompts)) == len(prompts)
 
 
 def test_every_row_loads_within_the_limits_of_the_configurations(files, tokenizer):
     rest, sft = (load([QUICKSTART / name], []) for name in ("rest.yaml", "sft.yaml"))
-    for name, size in (("train.jsonl", make_task.NUM_TRAIN), ("heldout.jsonl", make_task.NUM_HELDOUT)):
+    for name, size in (("train.jsonl", make_task.Recipe.num_train), ("heldout.jsonl", make_task.Recipe.num_heldout)):
         prompts = load_prompts(
             files / name, tokenizer, max_prompt_tokens=rest.data.max_prompt_tokens, validate=parse_ground_truth
         )

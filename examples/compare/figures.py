@@ -57,4 +57,5 @@ def forest(axes: Axes, rows: list[dict], outcome: str) -> None:
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_title(f"{outcome}, against {BASELINE}", fontsize=9)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", alpha=0.25)

@@ -11,29 +11,24 @@ def page(result: dict) -> str:
 
 
 def section(name: str, task: dict) -> str:
-    """A task's values, then its differences from the baseline."""
+    """A task's values, then its differences from the baseline, where there are any."""
     start = ", ".join(f"{measure} {value:.3f}" for measure, value in task["start"].items())
-    return "\n".join(
-        [
-            "",
-            f"## Task: {name}",
-            "",
-            f"Supervised start, held-out: {start}. \"Over the run\" is the mean over the first {task['answers']:,.0f} "
-            f"answers sampled in training, all to prompts not met before; \"at the end\" is over {task['prompts']} "
-            "held-out prompts x 4 answers after the last step. Mean and half width of the 95% interval (Student's t "
-            "over seeds).",
-            "",
-            *values(task["arms"]),
-            "",
-            f"Paired differences from {BASELINE} over the seeds that both have, 95% intervals not corrected. An arm "
-            f"\"differs\" in an outcome where p < .05 after Holm's correction for the {task['comparisons']} arms of "
-            f"this table. Seeds: how many would show a difference of {EFFECT} in exact answers (80% power, two-sided "
-            "5%), over the run / at the end. By prompt: exact answers at the end, given these runs.",
-            "",
-            *differences([row for row in task["arms"] if row["paired_seeds"]]),
-            "",
-        ]
-    )  # fmt: skip
+    lines = [
+        f"\n## Task: {name}\n",
+        f"Supervised start, held-out: {start}. Over the run: mean over the first {task['answers']:,.0f} answers sampled in "
+        f"training, all to prompts not met before. At the end: {task['prompts']} held-out prompts x 4 answers after the "
+        "last step. Mean and half width of the 95% interval (Student's t over seeds).\n",
+        *values(task["arms"]),
+    ]
+    paired = [row for row in task["arms"] if row["paired_seeds"]]
+    note = [
+        f"\nPaired differences from {BASELINE} over the n seeds that both have; intervals (95%) are not corrected. An arm "
+        f'"differs" in an outcome where p < .05 after Holm\'s correction for the {task["comparisons"]} arms of this table '
+        f"with two seeds or more. Seeds: how many would show a difference of {EFFECT} in exact answers (80% power, "
+        "two-sided 5%), over the run / at the end. By prompt: exact at the end, given these runs.\n",
+        *differences(paired),
+    ]
+    return "\n".join([*lines, *(note if paired else []), ""])
 
 
 def values(rows: list[dict]) -> list[str]:

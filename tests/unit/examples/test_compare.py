@@ -14,6 +14,7 @@ import arms
 import comparison
 import programs
 import run_arms
+import runs
 import summarize
 import summary
 
@@ -100,6 +101,34 @@ def test_a_run_that_meets_a_prompt_again_is_refused(tmp_path, data):
     make_run(tmp_path / "run", right=1, fresh=False)
     with pytest.raises(ValueError, match="step 2 met 1 prompts again"):
         summary.summarize_run(tmp_path / "run", data)
+
+
+def test_a_finished_run_is_small_and_is_not_done_again(tmp_path, data, monkeypatch):
+    run, started = tmp_path / arms.directory("quick", "ResT", 3), []
+    (tmp_path / "quick").mkdir()
+    data.rename(tmp_path / "quick/data")
+
+    def train(home, task, arm, seed, lock):
+        started.append((task, arm, seed))
+        make_run(run, right=1)
+
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "evaluate", lambda *_: None)
+    with programs.locked(run.with_suffix(".lock"), wait=False):
+        runs.do_run(tmp_path, "quick", "ResT", 3)
+    assert started == []
+    for _ in range(2):
+        runs.do_run(tmp_path, "quick", "ResT", 3)
+    assert started == [("quick", "ResT", 3)]
+    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", summary.SUMMARY}
+    assert summary.read_summary(run / summary.SUMMARY).seed == 3
+
+
+def test_a_program_that_fails_names_its_output(tmp_path):
+    with programs.locked(tmp_path / "a.lock", wait=True) as lock:
+        with pytest.raises(programs.Failed, match=r"exit\(3\) ended with 3; see .*a\.log"):
+            programs.call([sys.executable, "-c", "print('why'); exit(3)"], tmp_path / "a.log", lock)
+    assert (tmp_path / "a.log").read_text() == "why\n"
 
 
 def test_areas_end_where_the_shortest_run_does_and_count_answers():

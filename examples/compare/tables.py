@@ -3,6 +3,20 @@
 from arms import BASELINE
 from comparison import EFFECT, OUTCOMES
 
+VALUES = """
+## Task: {name}
+
+Supervised start, held-out: {start}. Over the run: mean over the first {answers:,.0f} answers sampled in
+training, all to prompts not met before. At the end: {prompts} held-out prompts x 4 answers after the last step.
+Mean and half width of the 95% interval (Student's t over seeds).
+"""
+DIFFERENCES = """
+Paired differences from {baseline} over the n seeds that both have; the intervals (95%) are not corrected. An arm
+"differs" in an outcome where p < .05 after Holm's correction for the {comparisons} arms of this table with two
+seeds or more. Seeds: how many would show a difference of {effect} in exact answers (80% power, two-sided 5%),
+over the run / at the end. By prompt: exact at the end, given these runs.
+"""
+
 
 def page(result: dict) -> str:
     """All tasks of comparison.json."""
@@ -13,22 +27,12 @@ def page(result: dict) -> str:
 def section(name: str, task: dict) -> str:
     """A task's values, then its differences from the baseline, where there are any."""
     start = ", ".join(f"{measure} {value:.3f}" for measure, value in task["start"].items())
-    lines = [
-        f"\n## Task: {name}\n",
-        f"Supervised start, held-out: {start}. Over the run: mean over the first {task['answers']:,.0f} answers sampled in "
-        f"training, all to prompts not met before. At the end: {task['prompts']} held-out prompts x 4 answers after the "
-        "last step. Mean and half width of the 95% interval (Student's t over seeds).\n",
-        *values(task["arms"]),
-    ]
-    paired = [row for row in task["arms"] if row["paired_seeds"]]
-    note = [
-        f"\nPaired differences from {BASELINE} over the n seeds that both have; intervals (95%) are not corrected. An arm "
-        f'"differs" in an outcome where p < .05 after Holm\'s correction for the {task["comparisons"]} arms of this table '
-        f"with two seeds or more. Seeds: how many would show a difference of {EFFECT} in exact answers (80% power, "
-        "two-sided 5%), over the run / at the end. By prompt: exact at the end, given these runs.\n",
-        *differences(paired),
-    ]
-    return "\n".join([*lines, *(note if paired else []), ""])
+    about = VALUES.format(name=name, start=start, answers=task["answers"], prompts=task["prompts"])
+    lines = [about, *values(task["arms"])]
+    if paired := [row for row in task["arms"] if row["paired_seeds"]]:
+        about = DIFFERENCES.format(baseline=BASELINE, comparisons=task["comparisons"], effect=EFFECT)
+        lines += [about, *differences(paired)]
+    return "\n".join([*lines, ""])
 
 
 def values(rows: list[dict]) -> list[str]:

@@ -7,8 +7,8 @@ VALUES = """
 ## Task: {name}
 
 Supervised start, held-out: {start}. Over the run: mean over the first {answers:,.0f} answers sampled in
-training, all to prompts not met before. At the end: {prompts} held-out prompts x 4 answers after the last step.
-Mean and half width of the 95% interval (Student's t over seeds).
+training, all to prompts not met before. At the end: {prompts} held-out prompts x 4 answers after the last step,
+by when arms that refill have sampled more. Mean and half width of the 95% interval (Student's t over seeds).
 """
 DIFFERENCES = """
 Paired differences from {baseline} over the n seeds that both have; the intervals (95%) are not corrected. An arm

@@ -119,7 +119,7 @@ def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Te
 def update_running_mean(state: WeightState, sums: Tensor, counts: Tensor, settings: WeightsConfig) -> WeightState:
     """The running mean of each region's statistic after one more step.
 
-    With freeze_after = k it is the equal mean over the first k steps in which the region was seen, then it stands still:
+    With freeze_after = k it is the equal mean over the first k steps in which a region is seen, then it stands still:
     the statistic of a region falls as the policy learns it, so a mean that moves on gives a learnt region ever more
     weight, against the curriculum (Section 3.2.2). With freeze_after = 0 it moves on: a new mean counts 1 - momentum.
 

@@ -98,7 +98,7 @@ def _with_call(answer: Answer, index: int, call: Call) -> str:
     return replace(answer, calls=(*answer.calls[:index], call, *answer.calls[index + 1 :])).text()
 
 
-def spoil(rng: random.Random, task: Task, answer: Answer) -> str:
-    """Return the text of `answer`, spoiled in one of the ways its kind allows."""
+def spoil(rng: random.Random, task: Task, answer: Answer, layout: bool = True) -> str:
+    """Return the text of `answer`, spoiled in one of the ways its kind allows; layout: FORMAT_KINDS are among them."""
     kinds = {0: RESPONSE_KINDS, 1: ONE_CALL_KINDS, 2: TWO_CALL_KINDS}[len(answer.calls)]
-    return rng.choice(kinds)(rng, task, answer)
+    return rng.choice([kind for kind in kinds if layout or kind not in FORMAT_KINDS])(rng, task, answer)

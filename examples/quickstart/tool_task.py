@@ -92,9 +92,9 @@ def draw_task(rng: random.Random) -> Task:
     return Task(shown, " and ".join(requests), Answer(thought, calls))
 
 
-def think_aloud(rng: random.Random, thought: str) -> str:
-    """Return the thought after one to three filler words."""
-    return " ".join([*rng.choices(FILLERS, k=rng.randint(1, 3)), thought])
+def think_aloud(rng: random.Random, thought: str, fewest: int = 1, most: int = 3) -> str:
+    """Return the thought after `fewest` to `most` filler words."""
+    return " ".join([*rng.choices(FILLERS, k=rng.randint(fewest, most)), thought])
 
 
 def _draw_parameters(rng: random.Random, tool: str, spelling: dict[str, str], most: int) -> tuple[str, ...]:

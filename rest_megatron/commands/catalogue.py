@@ -67,6 +67,15 @@ class Weigh(PointInRun):
         Path, Option("the file to write: {ids, regions, weights, entropy?, response_mask?} a row", positional=True)
     ]
     tokenizer: Annotated[Path, TOKENIZER]
+    run: Annotated[
+        Path | None,
+        Option("weigh by the region means that step N of this run went by (--step), not by the file's own", "DIR"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run is not None and self.step is None:
+            raise ValueError("--run needs --step, the training step whose weights are wanted")
 
 
 @dataclass(frozen=True, kw_only=True)

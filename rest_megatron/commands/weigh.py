@@ -2,8 +2,9 @@
 
 A row {"ids": [...]} may hold `entropy`, `collision` and `hidden_norm_squared` of each token, and `think_open`, true
 where the prompt has already opened the thought. It comes back as {"ids", "regions", "weights"}, and `entropy` when it
-was given. Region means are those of the whole file, or of each answer with weights.scope=response. Where what the rule
-reads is missing, regions weigh 1 before the curriculum. An answer ends at its first end-of-turn token; what follows is
+was given. Region means are those of the whole file, or of each answer with weights.scope=response; with --run those
+that a run had in a step, which weights.freeze_after may have kept from earlier ones. Where what the rule reads is
+missing, regions weigh 1 before the curriculum. An answer ends at its first end-of-turn token; what follows is
 padding, of region format and weight 0.
 
 Rules of single tokens (`method/token_rules.py`) take the file for the batch; rsi_s reads `log_probs`, too. A row
@@ -13,8 +14,10 @@ A dialogue's row tells by `response_mask` which ids were sampled, and comes back
 an answer of its own; what tools said has null for region and weight, and may have it for the statistics.
 """
 
+import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -29,6 +32,7 @@ from rest_megatron.data.answers import think_open, turns
 from rest_megatron.data.rows import BadRow, describe, field
 from rest_megatron.data.tokenizer import load_tokenizer
 from rest_megatron.data.tokens import stop_token_ids, token_bytes
+from rest_megatron.errors import DataError
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.method.curriculum import scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
@@ -36,6 +40,7 @@ from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.token_rules import TOKEN_RULES, TokenFacts, token_rule_weights
 from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
+from rest_megatron.observe.metrics import METRICS, read_rows
 from rest_megatron.observe.response import read_mask
 from rest_megatron.utils.text import counted
 
@@ -153,7 +158,8 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
     step, progress = options.resolved(config.train.steps)
     measure = settings.rule in RULES
     sums = [_region_sums(a, settings.rule) for a in answers if isinstance(a, Answer)] if measure else []
-    whole_file = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
+    totals = sum(sums, torch.zeros(2, len(Region), dtype=torch.float64))
+    means = totals[0] / totals[1] if options.run is None else run_means(options.run, step)
     own = iter(sums)
     by_token = settings.rule in TOKEN_RULES
     batch_entropy = _batch_entropy([a for a in answers if isinstance(a, Answer)]) if by_token else torch.empty(0)
@@ -161,12 +167,28 @@ def _weighed(answers: Sequence[Answer | Fault], config: Config, options: Weigh) 
         if isinstance(answer, Fault):
             yield answer
         elif measure:
-            totals = next(own) if settings.scope == "response" else whole_file
-            yield _row(answer, _measured_weights(answer, totals, config, progress))
+            part = next(own)
+            part_means = part[0] / part[1] if settings.scope == "response" else means
+            yield _row(answer, _measured_weights(answer, part_means, config, progress))
         elif by_token:
             yield _row(answer, _token_weights(answer, batch_entropy, settings))
         else:
             yield _row(answer, _reference_weights(answer, step))
+
+
+def run_means(run: Path, step: int) -> Tensor:
+    """float64 [4]: the mean statistic of each region that a run's rule went by in `step`, from its metrics.
+
+    nan for a region it had not seen. Raises DataError where they are not there.
+    """
+    path, names = run / METRICS, [f"statistic/{region.label}" for region in Region]
+    row = next((row for row in read_rows(path) if row["step"] == step), None)
+    if row is None or any(name not in row for name in names):
+        what = (
+            f"has no step {step}" if row is None else f"has no {names[0]} at step {step}: its weights had no statistic"
+        )
+        raise DataError(f"--run {run}: {path} {what}. Name a run of `train`, and a step it has finished")
+    return torch.tensor([math.nan if row[name] is None else row[name] for name in names], dtype=torch.float64)
 
 
 def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
@@ -177,9 +199,9 @@ def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
     return torch.stack(region_sums(token_statistic(rule, *vectors), answer.regions))
 
 
-def _measured_weights(answer: Answer, totals: Tensor, config: Config, progress: float) -> list[float]:
-    """One weight per answer token. totals: sums and counts [2, 4] whose means the rule goes by."""
-    by_region = scheduled_weights(totals[0] / totals[1], progress, FeedbackState(), config.weights)
+def _measured_weights(answer: Answer, means: Tensor, config: Config, progress: float) -> list[float]:
+    """One weight per answer token. means: float64 [4], of the rule's statistic in each region."""
+    by_region = scheduled_weights(means, progress, FeedbackState(), config.weights)
     return token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1).tolist()
 
 

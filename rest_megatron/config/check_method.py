@@ -1,5 +1,6 @@
 """Rules between the keys of the method: weights, reward, algorithm."""
 
+from rest_megatron.config.method import WeightsConfig
 from rest_megatron.config.refuse import refuse
 from rest_megatron.config.schema import Config
 
@@ -22,6 +23,9 @@ def _check_weights(config: Config) -> None:
             refuse(config, f"weights.{low}", f"is above weights.{high}={getattr(weights, high)}", "Swap them")
     if not any(getattr(weights, name) for name in SWITCHES):
         refuse(config, "weights.use_cot", "and every other region is off, so nothing would be trained", "Turn one on")
+    if weights.freeze_after > 0 and weights.momentum != WeightsConfig.momentum:
+        rule = f"has no effect with weights.freeze_after={weights.freeze_after}, after which means stand still"
+        refuse(config, "weights.momentum", rule, "Leave it out, or set weights.freeze_after=0")
     if weights.curriculum == "feedback" and config.reward.function is not None:
         rule = "follows the accuracies of our rewards, which reward.function does not report"
         refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")

@@ -27,10 +27,19 @@ def load(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Con
         settings = merge(settings, _read_deepspeed(read_yaml(path), path.parent))
     for text in overrides:
         settings = merge(settings, _read_deepspeed(read_override(text), Path()))
+    settings = merge(_moving_mean(settings), settings)
     method = _build(settings).method.preset
     settings = merge(_preset(f"preset method={method}", METHOD_PRESETS[method]), settings)
     weights = _build(settings).weights.preset
     return _build(merge(_preset(f"preset weights={weights}", WEIGHTS_PRESETS[weights]), settings))
+
+
+def _moving_mean(settings: Setting) -> Setting:
+    """Files that set weights.momentum and were written before there was weights.freeze_after mean what they meant."""
+    weights = settings.value.get("weights", Setting({})).value
+    if not isinstance(weights, dict) or "momentum" not in weights or "freeze_after" in weights:
+        return Setting({})
+    return _preset(f"weights.momentum, {weights['momentum'].where}", {"weights": {"freeze_after": 0}})
 
 
 def _preset(where: str, values: dict[str, dict]) -> Setting:

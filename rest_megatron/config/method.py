@@ -70,10 +70,22 @@ class WeightsConfig:
     rsi_high: float = key(2.0, "rule=rsi_s: the most; the bounds of the paper itself are not known to us.", gt=0)
     scope: Literal["batch", "response"] = key(
         "batch",
-        "Where a region's mean is taken: batch: all answers that are trained on, with a running mean over steps; "
-        "response: each answer by itself.",
+        "Where a region's mean is taken: batch: all answers that are trained on, over steps as freeze_after says; "
+        "response: each answer of this step by itself.",
     )
-    momentum: float = key(0.9, "Running mean over steps with scope=batch; 0 uses this step alone.", ge=0, lt=1)
+    freeze_after: int = key(
+        3,
+        "With scope=batch: the means are those of the first N steps in which a region is seen, then they stand still, "
+        "so that the curriculum alone moves the weights. 0: they follow every step, as momentum says.",
+        ge=0,
+    )
+    momentum: float = key(
+        0.9,
+        "With freeze_after=0, the share that a running mean keeps at each step; 0 uses this step alone. Where momentum "
+        "is set and freeze_after is not, freeze_after is 0.",
+        ge=0,
+        lt=1,
+    )
     clamp_min: float = key(0.3, "Smallest region weight after the rule is normalised.", gt=0)
     clamp_max: float = key(2.0, "Largest region weight after the rule is normalised.", gt=0)
     curriculum: Literal["linear", "feedback", "none"] = key(

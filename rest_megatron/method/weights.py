@@ -16,7 +16,7 @@ Vectors of four follow the order of `regions.Region`. All maths is float64. The 
 """
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,19 +66,23 @@ class WeightState:
 
     running_mean: tuple[float, ...] | None = None
     """Of the rule's statistic in each region; nan for a region never seen."""
+    steps: tuple[int, ...] | None = (0,) * len(Region)
+    """In how many steps each region was seen; None in a run begun by version 0.1.0, whose mean moves for ever."""
     feedback: FeedbackState = field(default_factory=FeedbackState)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
-        return {"running_mean": mean, "feedback": self.feedback.to_dict()}
+        steps = {} if self.steps is None else {"steps": list(self.steps)}
+        return {"running_mean": mean, **steps, "feedback": self.feedback.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
         """What `to_dict` gave."""
         mean = values["running_mean"]
         mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
-        return cls(mean, FeedbackState.from_dict(values["feedback"]))
+        steps = tuple(values["steps"]) if "steps" in values else None
+        return cls(mean, steps, FeedbackState.from_dict(values["feedback"]))
 
 
 def token_statistic(rule: WeightsRule, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:
@@ -112,19 +116,32 @@ def region_means_by_response(values: Tensor, regions: Tensor, sequence_index: Te
     return mean_by(cell, values, num_sequences * len(Region)).view(num_sequences, len(Region))
 
 
-def update_running_mean(state: Tensor | None, sums: Tensor, counts: Tensor, momentum: float) -> Tensor:
-    """The running mean of each region's statistic after one more step: float64 [4].
+def update_running_mean(state: WeightState, sums: Tensor, counts: Tensor, settings: WeightsConfig) -> WeightState:
+    """The running mean of each region's statistic after one more step.
 
-    state: the last result, or None at the first step. sums, counts: of the GLOBAL batch. A region seen for the first
-    time takes its mean as it is; a region absent from this step keeps its value; one never seen is nan.
-    Raises ValueError when a sum is not finite.
+    With freeze_after = k it is the equal mean over the first k steps in which a region is seen, then it stands still:
+    the statistic of a region falls as the policy learns it, so a mean that moves on gives a learnt region ever more
+    weight, against the curriculum (Section 3.2.2). With freeze_after = 0 it moves on: a new mean counts 1 - momentum.
+
+    sums, counts: float64 [4], of the GLOBAL batch. A region seen for the first time takes its mean as it is; a region
+    absent from this step keeps its value; one never seen is nan. Raises ValueError when a sum is not finite.
     """
     require_finite(sums)
-    mean = sums / counts  # 0 / 0 = nan: absent
-    if state is None:
-        return mean
-    blended = torch.where(state.isnan(), mean, momentum * state + (1.0 - momentum) * mean)
-    return torch.where(counts > 0, blended, state)
+    seen, mean = counts > 0, sums / counts  # 0 / 0 = nan: absent
+    steps = None if state.steps is None else torch.tensor(state.steps, device=sums.device) + seen
+    if state.running_mean is not None:
+        last = mean.new_tensor(state.running_mean)
+        rate = _rate(steps, settings).to(mean)
+        blended = torch.where(last.isnan(), mean, (1.0 - rate) * last + rate * mean)
+        mean = torch.where(seen, blended, last)
+    return replace(state, running_mean=tuple(mean.tolist()), steps=None if steps is None else tuple(steps.tolist()))
+
+
+def _rate(steps: Tensor | None, settings: WeightsConfig) -> Tensor:
+    """How much a step's mean counts against the running one, [4], after regions have been seen in `steps` steps."""
+    if steps is None or settings.freeze_after == 0:
+        return torch.tensor(1.0 - settings.momentum, dtype=torch.float64)
+    return torch.where(steps > settings.freeze_after, 0.0, 1.0 / steps.double())
 
 
 def region_weights(statistic: Tensor, settings: WeightsConfig) -> Tensor:

@@ -1,7 +1,7 @@
 """From this step's entropies to token weights: the pure method, with its sums made global over data-parallel ranks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -53,8 +53,11 @@ class StepWeights:
         return (self.tokens * self.importance).masked_fill(self.tokens == 0, 0.0)
 
     def metrics(self) -> dict[str, float]:
-        """Every mean of every region, and how far each region's feedback curriculum is."""
-        regions = {f"{name}/{r.label}": float(mean[r]) for name, mean in self.means.items() for r in Region}
+        """Every mean of every region, the statistic the rule goes by, and how far the feedback curriculum is."""
+        means: dict[str, Sequence | Tensor] = dict(self.means)
+        if self.state.running_mean is not None:
+            means["statistic"] = self.state.running_mean
+        regions = {f"{name}/{r.label}": float(mean[r]) for name, mean in means.items() for r in Region}
         return regions | self.state.feedback.metrics()
 
 
@@ -109,7 +112,7 @@ def weigh(
     the feedback curriculum follows them.
     """
     if settings.curriculum == "feedback":
-        state = WeightState(state.running_mean, update_feedback(state.feedback, accuracy, settings))
+        state = replace(state, feedback=update_feedback(state.feedback, accuracy, settings))
     if settings.rule == "reference":
         tokens = _reference(batch, step, token_table)
     elif settings.rule in TOKEN_RULES:
@@ -171,10 +174,8 @@ def _region_means(
     if settings.scope == "response":
         means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
         return means, state
-    last = None if state.running_mean is None else totals.new_tensor(state.running_mean)
-    sums, counts = totals
-    mean = update_running_mean(last, sums, counts, settings.momentum)
-    return mean, WeightState(tuple(mean.tolist()), state.feedback)
+    state = update_running_mean(state, *totals, settings)
+    return totals.new_tensor(state.running_mean), state
 
 
 def _by_token(batch: Batch, stats: TokenStats, settings: WeightsConfig, dp_group: dist.ProcessGroup) -> Tensor:

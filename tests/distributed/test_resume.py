@@ -36,7 +36,6 @@ def arguments(directory, name: str, *more: str) -> list[str]:
         "rollout.group_size=4",
         "rollout.max_new_tokens=48",
         "train.max_tokens_per_micro_batch=128",
-        "weights.momentum=0.5",
         "checkpoint.interval=2",
         "checkpoint.keep=9",
         "optim.schedule=linear",

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from rest_megatron.errors import CheckpointError, ConfigError
+from rest_megatron.errors import CheckpointError, ConfigError, DataError
 from tests.paths import SHARED
 from tests.unit.commands.weighing import ANSWER, REGIONS, encoder, save_byte_tokenizer, weigh_rows
 
@@ -73,6 +73,20 @@ def test_region_means_are_those_of_the_whole_file_or_of_each_answer(run, encode)
     (first, second), _ = run(rows, *overrides, "weights.scope=response")
     assert region_weights(first)["tool_name"] / region_weights(first)["cot"] == pytest.approx(4.0, rel=1e-5)
     assert region_weights(second)["tool_name"] / region_weights(second)["cot"] == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_the_means_of_a_run_s_step_weigh_in_place_of_those_of_the_file(run, encode, tmp_path):
+    ids, names = encode(ANSWER), ("format", "tool_name", "parameters", "cot")
+    means = dict(zip(names, (0.1, 0.2, 0.4, 1.0), strict=True))
+    rows = [{"step": 1}, {"step": 2} | {f"statistic/{name}": mean for name, mean in means.items()}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flat = {"ids": ids, "entropy": [1.0] * len(ids)}
+    (ours,), _ = run([flat], run=tmp_path, step=2)
+    (same,), _ = run([flat | {"entropy": entropies(REGIONS, **means)}], step=2)
+    assert ours["weights"] == pytest.approx(same["weights"], rel=1e-6)
+    for step in (1, 3):
+        with pytest.raises(DataError, match=f"step {step}"):
+            run([flat], run=tmp_path, step=step)
 
 
 @pytest.mark.parametrize("scope", ["batch", "response"])

@@ -20,6 +20,7 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
             "nothing would be trained",
             "Turn one on",
         ),
+        (("weights.momentum=0.5", "weights.freeze_after=3"), "has no effect", "weights.freeze_after=0"),
         (("weights.curriculum=feedback", "reward.function=a:b"), "reward.function does not report", "linear or none"),
         (("weights.rule=reference",), "needs weights.curriculum=none", "weights.preset=reference"),
         (("weights.preset=reference", "weights.use_cot=false"), "no regions to switch off", "another rule"),

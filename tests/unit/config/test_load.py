@@ -65,6 +65,14 @@ def test_grpo_weighs_every_token_the_same():
 
 
 @pytest.mark.parametrize(
+    "overrides, frozen",
+    [((), 3), (("weights.momentum=0.5",), 0), (("weights.momentum=0.9", "weights.freeze_after=3"), 3)],
+)
+def test_momentum_alone_asks_for_means_that_move(overrides, frozen):
+    assert load([], overrides).weights.freeze_after == frozen
+
+
+@pytest.mark.parametrize(
     "text, value",
     [("1e-6", 1e-6), ("1E-6", 1e-6), ("1.e-6", 1e-6), (".5e3", 500.0), ("2.5e+1", 25.0), ("3", 3.0), ("+1e2", 100.0)],
 )

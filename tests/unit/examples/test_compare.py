@@ -1,4 +1,4 @@
-"""The comparison of methods: intervals, curves at equal numbers of answers, and the table."""
+"""The comparison of methods: arms, seeds, summaries of runs, pairing, and the table."""
 
 import json
 import sys
@@ -11,55 +11,185 @@ from tests.paths import EXAMPLES
 sys.path.insert(0, str(EXAMPLES / "compare"))
 
 import arms
+import comparison
+import programs
+import run_arms
+import runs
 import summarize
+import summary
 
 TRUTH = '<think> t </think>\n<tool_call>\n{"name": "f", "parameters": {"a": 1}}\n</tool_call>'
+PROMPTS = 4
 
 
-@pytest.mark.parametrize("runs, t", [(2, 12.7062), (3, 4.3027), (5, 2.7764), (10, 2.2622), (30, 2.0452)])
-def test_the_interval_is_that_of_the_printed_tables_of_t(runs, t):
-    values = np.arange(runs) ** 1.5
-    assert summarize.interval(values) == pytest.approx(t * values.std(ddof=1) / runs**0.5, rel=3e-5)
+def rows(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
 
 
-def test_a_curve_is_read_at_equal_numbers_of_answers():
-    curve = summarize.Curve(np.array([0.0, 100.0, 300.0]), {"exact": np.array([0.0, 0.5, 0.9])})
-    assert curve.final("exact", 200.0) == pytest.approx(0.7)
-    # Mean of 0 -> .5 over the first half, .5 -> .7 over the second.
-    assert curve.area("exact", 200.0) == pytest.approx((0.25 + 0.6) / 2)
+def run_of(seed, exact, answers=8, steps=2, final=0.5):
+    measures = {name: np.full(steps, exact) for name in summary.MEASURES}
+    return summary.Summary(seed, np.full(steps, answers), measures, {n: np.full(6, final) for n in summary.MEASURES})
 
 
-def test_every_arm_names_configurations_that_exist_and_load():
+@pytest.fixture
+def data(tmp_path):
+    """Prompts to train on and held-out ones, all with the same wanted answer."""
+    for name in ("train", "heldout"):
+        rows(tmp_path / f"data/{name}.jsonl", [{"reward_model": {"ground_truth": TRUTH}}] * PROMPTS)
+    return tmp_path / "data"
+
+
+def make_run(run, right, fresh=True):
+    """What `train` and `rollout` leave: two steps of two answers, `right` of the second step's, held out two each."""
+    mass = {"weight_mass/cot": 0.7, "weight_mass/format": 0.3}
+    rows(run / "metrics.jsonl", [mass, {"weight_mass/cot": 0.6, "weight_mass/format": 0.4}])
+    for step, count in ((1, 0), (2, right)):
+        texts = [TRUTH] * count + ["no"] * (2 - count)
+        prompt = step if fresh else 1
+        rows(run / f"rollouts/step-{step}.jsonl", [{"prompt": prompt, "text": text, "score": 99.0} for text in texts])
+    answers = [{"prompt": prompt, "text": text} for prompt in range(PROMPTS) for text in (TRUTH, "no")]
+    rows(run / "evaluation/rollout.jsonl", answers)
+
+
+@pytest.mark.parametrize("task", arms.TASKS)
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_every_arm_loads_and_meets_no_prompt_twice(task, arm):
     from rest_megatron.config import load
     from rest_megatron.config.check import check_settings
 
-    for name, files in arms.ARMS.items():
-        paths = [EXAMPLES / "compare/task.yaml", *(EXAMPLES / file for file in files)]
-        check_settings(load(paths, ["data.eval=x"])), name
-    assert len({arms.directory(name, 0) for name in arms.ARMS}) == len(arms.ARMS)
+    config = load(arms.files(task, arm), [])
+    check_settings(config)
+    more = config.algorithm.max_refills if config.algorithm.zero_variance == "refill" else 0
+    recipe = arms.TASKS[task].recipe
+    assert int(recipe[recipe.index("--train") + 1]) >= config.train.steps * config.rollout.prompts_per_step * (1 + more)
 
 
-def test_the_table_pairs_runs_of_a_seed_and_scores_all_arms_alike(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    row = {"reward_model": {"ground_truth": TRUTH}}
-    (tmp_path / "data/heldout.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    for name in arms.ARMS:
-        for seed in range(3):
-            run = tmp_path / arms.directory(name, seed)
-            (run / "rollouts").mkdir(parents=True)
-            (run / "hf").mkdir()
-            (run / "metrics.jsonl").write_text('{"step": 1, "rollout/answers": 8}\n{"step": 2, "rollout/answers": 8}\n')
-            right = 1 + (name != arms.BASELINE)
-            for step, count in ((0, 0), (2, right)):
-                texts = [TRUTH] * count + ["no"] * (2 - count)
-                rows = [{"prompt": i, "text": text, "score": 99.0} for i, text in enumerate(texts)]
-                (run / f"rollouts/eval-{step}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+def test_main_arms_come_first_and_no_two_runs_share_a_directory():
+    assert list(arms.ARMS)[: len(arms.MAIN)] == list(arms.MAIN)
+    places = {arms.directory(task, name, seed) for task in arms.TASKS for name in arms.ARMS for seed in (0, 1)}
+    assert len(places) == 2 * len(arms.TASKS) * len(arms.ARMS)
+
+
+def test_seeds_and_arms_are_read_from_words():
+    assert run_arms.parse_seeds(["0-2", "5", "2"]) == [0, 1, 2, 5]
+    assert run_arms.chosen_arms(["DAPO", "main"]) == [*arms.MAIN, "DAPO"]
+    assert run_arms.chosen_arms(["all"]) == list(arms.ARMS)
+    with pytest.raises(SystemExit, match="PPO is not an arm"):
+        run_arms.chosen_arms(["PPO"])
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    with programs.locked(tmp_path / "a.lock", wait=False) as mine:
+        with programs.locked(tmp_path / "a.lock", wait=False) as other:
+            assert mine is not None and other is None
+    with programs.locked(tmp_path / "a.lock", wait=False) as again:
+        assert again is not None
+
+
+def test_a_run_is_scored_anew_by_the_default_reward(tmp_path, data):
+    make_run(tmp_path / "run", right=1)
+    found = summary.summarize_run(tmp_path / "run", data)
+    assert found["answers"] == [2, 2]
+    # A perfect answer earns 4, one without any tag -3 at the end of the ramp.
+    assert found["steps"] == {"exact": [0.0, 0.5], "reward": [-3.0, 0.5], "format": [0.0, 0.5]}
+    assert found["final"]["exact"] == [0.5] * PROMPTS and found["final"]["reward"] == [0.5] * PROMPTS
+    assert found["weight_mass"] == {"first": {"cot": 0.7, "format": 0.3}, "last": {"cot": 0.6, "format": 0.4}}
+
+
+def test_a_run_that_meets_a_prompt_again_is_refused(tmp_path, data):
+    make_run(tmp_path / "run", right=1, fresh=False)
+    with pytest.raises(ValueError, match="step 2 met 1 prompts again"):
+        summary.summarize_run(tmp_path / "run", data)
+
+
+def test_a_finished_run_is_small_and_is_not_done_again(tmp_path, data, monkeypatch):
+    run, started = tmp_path / arms.directory("quick", "ResT", 3), []
+    (tmp_path / "quick").mkdir()
+    data.rename(tmp_path / "quick/data")
+
+    def train(home, task, arm, seed, lock):
+        started.append((task, arm, seed))
+        make_run(run, right=1)
+
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "evaluate", lambda *_: None)
+    with programs.locked(run.with_suffix(".lock"), wait=False):
+        runs.do_run(tmp_path, "quick", "ResT", 3)
+    assert started == []
+    for _ in range(2):
+        runs.do_run(tmp_path, "quick", "ResT", 3)
+    assert started == [("quick", "ResT", 3)]
+    assert {path.name for path in run.iterdir()} == {"metrics.jsonl", summary.SUMMARY}
+    assert summary.read_summary(run / summary.SUMMARY).seed == 3
+
+
+def test_a_program_that_fails_names_its_output(tmp_path):
+    with programs.locked(tmp_path / "a.lock", wait=True) as lock:
+        with pytest.raises(programs.Failed, match=r"exit\(3\) ended with 3; see .*a\.log"):
+            programs.call([sys.executable, "-c", "print('why'); exit(3)"], tmp_path / "a.log", lock)
+    assert (tmp_path / "a.log").read_text() == "why\n"
+
+
+def test_areas_end_where_the_shortest_run_does_and_count_answers():
+    own = summary.Summary(0, np.array([10, 30]), {"exact": np.array([0.2, 0.6])}, {})
+    assert own.area("exact", 40) == pytest.approx((10 * 0.2 + 30 * 0.6) / 40)
+    assert own.area("exact", 20) == pytest.approx((10 * 0.2 + 10 * 0.6) / 20)
+    assert comparison.answer_budget({"a": {0: run_of(0, 0.5, 8)}, "b": {0: run_of(0, 0.5, 20)}}) == 16.0
+
+
+def test_differences_are_over_common_seeds_only():
+    base = {0: run_of(0, 0.5), 1: run_of(1, 0.6), 2: run_of(2, 0.7)}
+    own = {1: run_of(1, 0.62), 2: run_of(2, 0.74), 7: run_of(7, 0.1)}
+    row = comparison.arm_row({arms.BASELINE: base, "ResT": own}, "ResT", 16.0)
+    found = row["outcomes"]["exact, over the run"]
+    assert (row["paired_seeds"], found["n"], found["difference"]["n"]) == ([1, 2], 3, 2)
+    assert found["difference"]["mean"] == pytest.approx(0.03)
+    assert found["difference"]["sd"] == pytest.approx(0.02 / 2**0.5)
+    assert found["difference"]["seeds_needed"] == 7
+    assert row["by_prompt"]["exact"]["n"] == 6
+
+
+def test_an_arm_differs_only_where_it_does_after_the_correction():
+    base = {seed: run_of(seed, 0.5 + seed / 100) for seed in range(4)}
+    wobble = (0.001, -0.001, 0.002, -0.002)
+
+    def apart(gap):
+        return {seed: run_of(seed, 0.5 + seed / 100 + gap + wobble[seed]) for seed in range(4)}
+
+    # Two arms whose intervals exclude 0 if only just, p = .046, and one that differs whatever else is compared.
+    runs = {arms.BASELINE: base, "ResT": apart(0.05), "DAPO": apart(0.003), "Dr.GRPO": apart(0.003)}
+    result = comparison.compare(runs)
+    cells = {row["arm"]: row["outcomes"]["exact, over the run"] for row in result["arms"]}
+    assert "difference" not in cells[arms.BASELINE] and result["comparisons"] == 3
+    assert cells["ResT"]["difference"]["differs"]
+    for name in ("DAPO", "Dr.GRPO"):
+        found = cells[name]["difference"]
+        assert found["p"] < 0.05 and found["mean"] > found["half_width"] and not found["differs"]
+
+
+def test_two_summaries_are_the_same_but_for_what_is_not_a_result():
+    one = {"arm": "GRPO", "steps": {"exact": [0.5]}, "commit": "a", "seconds": {"train": 1}}
+    assert summary.differences(one, {**one, "commit": "b", "seconds": {"train": 2}, "machine": "m"}) == []
+    assert summary.differences(one, {**one, "steps": {"exact": [np.nextafter(0.5, 1)]}}) == ["steps"]
+
+
+def test_the_page_shows_finished_runs_of_any_number(tmp_path, data, monkeypatch):
+    home = tmp_path / "quick"
+    final = {name: [0.25] * PROMPTS for name in summary.MEASURES}
+    for name, seeds in ((arms.BASELINE, 3), ("ResT", 3), ("DAPO", 1)):
+        for seed in range(seeds):
+            run = tmp_path / arms.directory("quick", name, seed)
+            make_run(run, right=1 + (name != arms.BASELINE))
+            about = {"task": "quick", "arm": name, "seed": seed, "commit": "abc"}
+            summary.write_json(run / summary.SUMMARY, about | summary.summarize_run(run, data))
+    summary.write_json(home / summary.START, {"final": final})
     monkeypatch.setattr(sys, "argv", ["summarize.py", "--out", str(tmp_path)])
     summarize.main()
     result = json.loads((tmp_path / "comparison.json").read_text())
-    assert result["seeds"] == [0, 1, 2] and result["answers"] == 16
-    best = next(own for own in result["arms"] if own["arm"] == "ResT (paper)")
-    assert best["exact_final"]["mean"] == 1.0 and best["exact_final"]["difference"] == 0.5
-    assert best["exact_final"]["interval"] == 0.0 and best["total_final"]["mean"] == 4.0
-    assert "| GRPO | 0.500 ± 0.000 |" in (tmp_path / "comparison.md").read_text()
+    assert result["commits"] == ["abc"] and result["tasks"]["quick"]["answers"] == 4
+    best = next(row for row in result["tasks"]["quick"]["arms"] if row["arm"] == "ResT")
+    assert best["outcomes"]["exact, over the run"]["difference"]["mean"] == 0.25
+    page = (tmp_path / "comparison.md").read_text()
+    assert "| GRPO | 3 | 4 | 0.250 ± 0.000 |" in page and "| DAPO | 1 | +0.250 |" in page
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -15,10 +15,12 @@ from rest_megatron.config import load
 from rest_megatron.data.demonstrations import load_demonstrations
 from rest_megatron.data.prompts import load_prompts
 from rest_megatron.reward.paper import parse_ground_truth, score
-from tests.paths import QUICKSTART
+from tests.paths import EXAMPLES, QUICKSTART
 
 sys.path.insert(0, str(QUICKSTART))  # its scripts import each other the way `python make_task.py` does
+sys.path.insert(0, str(EXAMPLES / "compare"))
 
+import arms as compare_arms
 import corruptions
 import make_task
 import tool_task
@@ -60,13 +62,13 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(files, tmp_
 def test_no_prompt_comes_twice_in_or_across_the_files(files):
     names = ("train.jsonl", "heldout.jsonl", "sft.jsonl")
     prompts = [json.dumps(row["prompt"]) for name in names for row in read(files / name)]
-    assert len(prompts) == make_task.NUM_TRAIN + make_task.NUM_HELDOUT + make_task.NUM_DEMONSTRATIONS
+    assert len(prompts) == make_task.Recipe.num_train + make_task.Recipe.num_heldout + make_task.NUM_DEMONSTRATIONS
     assert len(set(prompts)) == len(prompts)
 
 
 def test_every_row_loads_within_the_limits_of_the_configurations(files, tokenizer):
     rest, sft = (load([QUICKSTART / name], []) for name in ("rest.yaml", "sft.yaml"))
-    for name, size in (("train.jsonl", make_task.NUM_TRAIN), ("heldout.jsonl", make_task.NUM_HELDOUT)):
+    for name, size in (("train.jsonl", make_task.Recipe.num_train), ("heldout.jsonl", make_task.Recipe.num_heldout)):
         prompts = load_prompts(
             files / name, tokenizer, max_prompt_tokens=rest.data.max_prompt_tokens, validate=parse_ground_truth
         )
@@ -125,6 +127,32 @@ def test_six_demonstrations_in_ten_are_spoiled(files):
     )  # fmt: skip
     # 40% are right; of the spoiled ones about half keep the layout.
     assert 0.6 < right / len(rows) < 0.8
+
+
+@pytest.mark.parametrize("task", ["quick", "long"])
+def test_the_tasks_of_the_comparison_fit_their_configurations(task, tmp_path, tokenizer, monkeypatch):
+    options = compare_arms.TASKS[task]
+    monkeypatch.setattr(make_task, "NUM_DEMONSTRATIONS", 500)
+    monkeypatch.setattr(sys, "argv", ["make_task.py", "--out", str(tmp_path), *options.recipe])
+    make_task.main()
+    rest, sft = load(compare_arms.files(task), []), load([EXAMPLES / file for file in options.sft], [])
+    demonstrations = load_demonstrations(
+        tmp_path / "sft.jsonl", tokenizer, max_prompt_tokens=sft.data.max_prompt_tokens,
+        max_response_tokens=sft.rollout.max_new_tokens,
+    )  # fmt: skip
+    longest = max(len(d.response_ids) for d in demonstrations)
+    assert longest <= rest.rollout.max_new_tokens == sft.rollout.max_new_tokens
+    assert len(read(tmp_path / "heldout.jsonl")) == 512
+
+
+def test_long_thoughts_are_padded_and_keep_their_layout(tasks):
+    rng = random.Random(6)
+    recipe = make_task.Recipe(fillers=(40, 60), spoiled_share=1.0, layout=False)
+    for task in tasks:
+        response = make_task.demonstration_row(rng, task, recipe)["response"]
+        thought = re.match(r"<think> ([^<]*) </think>\n", response)[1].removesuffix(f" {task.answer.thought}")
+        assert 40 <= len(thought.split()) <= 60
+        assert score(response.encode(), parse_ground_truth(task.answer.text()), progress=0.0).total < 4.0
 
 
 def test_the_kinds_of_request_come_in_the_stated_shares():

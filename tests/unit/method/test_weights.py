@@ -57,28 +57,48 @@ def test_entropy_sums_refuse_vectors_of_different_length():
         region_sums(torch.rand(3), torch.tensor([0, 1]))
 
 
-def test_running_entropy_starts_at_the_first_mean_and_keeps_absent_regions():
-    state = update_running_mean(None, vector(2, 0, 6, 0), vector(4, 0, 3, 0), momentum=0.9)
-    torch.testing.assert_close(state, vector(0.5, NAN, 2.0, NAN), equal_nan=True)
-    state = update_running_mean(state, vector(3, 5, 0, 0), vector(2, 10, 0, 0), momentum=0.9)
-    torch.testing.assert_close(state, vector(0.9 * 0.5 + 0.1 * 1.5, 0.5, 2.0, NAN), equal_nan=True)
+def moved(*steps: tuple, state: WeightState | None = None, **settings) -> WeightState:
+    """The state after steps of (sums, counts), of a new run where none is given."""
+    state = state or WeightState()
+    for sums, counts in steps:
+        state = update_running_mean(state, vector(*sums), vector(*counts), WeightsConfig(**settings))
+    return state
 
 
-def test_zero_momentum_uses_this_step_alone():
-    state = update_running_mean(vector(9, 9, 9, 9), vector(1, 2, 3, 0), vector(1, 1, 1, 0), momentum=0.0)
-    assert state.tolist() == [1.0, 2.0, 3.0, 9.0]
+@pytest.mark.parametrize("freeze_after", [0, 3])
+def test_running_means_start_at_the_first_mean_and_keep_absent_regions(freeze_after):
+    state = moved(((2, 0, 6, 0), (4, 0, 3, 0)), freeze_after=freeze_after)
+    assert state.running_mean == pytest.approx((0.5, NAN, 2.0, NAN), nan_ok=True) and state.steps == (1, 0, 1, 0)
+    state = moved(((0, 5, 0, 0), (0, 10, 0, 0)), state=state, freeze_after=freeze_after)
+    assert state.running_mean == pytest.approx((0.5, 0.5, 2.0, NAN), nan_ok=True) and state.steps == (1, 1, 1, 0)
 
 
-def test_running_entropy_does_not_change_its_input():
-    state = vector(1, NAN, 1, 1)
-    update_running_mean(state, vector(1, 1, 1, 1), vector(2, 2, 2, 2), momentum=0.5)
-    torch.testing.assert_close(state, vector(1, NAN, 1, 1), equal_nan=True)
+def test_a_mean_is_that_of_the_first_steps_in_which_its_region_was_seen_and_then_stands_still():
+    ones = (1, 1, 1, 1)
+    steps = [((1, 0, 4, 0), (1, 0, 1, 0)), ((2, 5, 4, 3), ones), ((9, 5, 4, 4), ones), ((9, 8, 4, 7), ones)]
+    state = moved(*steps, freeze_after=2)
+    assert state.running_mean == (1.5, 5.0, 4.0, 3.5)
+    later = moved(((0, 9, 9, 9), (9, 0, 9, 9)), state=state, freeze_after=2)
+    assert later.running_mean == state.running_mean and state.steps == (4, 3, 4, 3) and later.steps == (5, 3, 5, 4)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_moving_mean_keeps_its_share_at_each_step(momentum):
+    state = moved(((1, 2, 3, 4), (1, 1, 1, 1)), ((2, 2, 8, 0), (1, 2, 1, 0)), freeze_after=0, momentum=momentum)
+    expected = [momentum * old + (1 - momentum) * new for old, new in ((1, 2), (2, 1), (3, 8))]
+    assert state.running_mean == pytest.approx((*expected, 4.0), rel=1e-15)
+
+
+def test_the_mean_of_a_run_begun_by_an_older_version_moves_on():
+    older = WeightState.from_dict({"running_mean": [1.0] * 4, "feedback": FeedbackState().to_dict()})
+    state = moved(((2, 2, 2, 2), (1, 1, 1, 1)), state=older, freeze_after=3, momentum=0.5)
+    assert state.running_mean == (1.5,) * 4 and WeightState.from_dict(state.to_dict()) == state
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf])
 def test_entropies_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="not finite"):
-        update_running_mean(None, vector(1, bad, 1, 1), vector(1, 1, 1, 1), momentum=0.9)
+        moved(((1, bad, 1, 1), (1, 1, 1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +245,7 @@ def test_the_mean_of_one_response_is_the_mean_of_a_batch_of_it(rule):
     values, regions = torch.rand(50, generator=generator), torch.randint(0, 3, (50,), generator=generator)
     index, settings = torch.zeros(50, dtype=torch.int64), WeightsConfig(rule=rule)
     alone = region_weights(region_means_by_response(values, regions, index, 1), settings)
-    batch = region_weights(update_running_mean(None, *region_sums(values, regions), momentum=0.9), settings)
+    batch = region_weights(vector(*moved(region_sums(values, regions)).running_mean), settings)
     torch.testing.assert_close(alone, batch[None])
     assert torch.equal(token_weights(alone, regions, index, 1), token_weights(batch, regions, index, 1))
 
@@ -266,6 +286,6 @@ def test_a_response_without_a_region_in_use_gets_zeros():
 
 @pytest.mark.parametrize("mean", [None, (0.1, NAN, 2 / 3, 1e-300)])
 def test_the_state_comes_back_from_json_bit_for_bit(mean):
-    state = WeightState(mean, FeedbackState(accuracy=(0.1, None, 1 / 3), saturation=(0.0, 0.3, 1.0)))
+    state = WeightState(mean, feedback=FeedbackState(accuracy=(0.1, None, 1 / 3), saturation=(0.0, 0.3, 1.0)))
     again = WeightState.from_dict(json.loads(json.dumps(state.to_dict(), allow_nan=False)))
     assert repr(again) == repr(state)

@@ -225,6 +225,12 @@ class AlarmsConfig:
     max_mismatch: float = key(
         0.05, "Mismatch: mean |log-prob difference| between actor and engine above this; 0: off.", ge=0
     )
+    control_jump: float = key(
+        1.0,
+        "Control tokens: log-odds of the format tokens' probability further than this from the last window's mean, and "
+        "further than five standard deviations; 0: off.",
+        ge=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,20 @@ def masked_answers(
     return means.abs() > math.log(mask)
 
 
+def answer_log_ratios(
+    old_log_probs: Tensor, rollout_log_probs: Tensor, sequence_index: Tensor, num_sequences: int, mask: float | None
+) -> Tensor:
+    """float64 [num_sequences]: log of the product of an answer's ratios, sum_t d; -inf where `masked_answers` finds it.
+
+    Not capped: what an exact correction of the whole answer would be. nan where a log-prob is not finite. The arguments
+    are those of `importance_ratios`.
+    """
+    gap = _gap(old_log_probs, rollout_log_probs)
+    sums = gap.new_zeros(num_sequences).index_add(0, sequence_index, gap)
+    masked = masked_answers(old_log_probs, rollout_log_probs, sequence_index, num_sequences, mask)
+    return sums.masked_fill(masked, -math.inf)
+
+
 def token_mismatch(old_log_probs: Tensor, rollout_log_probs: Tensor, cap: float | None) -> TokenMismatch:
     """The statistics of each token; nan where a log-prob is not finite. The arguments are as in `importance_ratios`."""
     gap = _gap(old_log_probs, rollout_log_probs)

@@ -1,6 +1,7 @@
 """Alarms for ways in which a run goes wrong quietly.
 
-Answers that grow short, format without correctness, and an engine that samples from another policy than the actor's.
+Answers that grow short, format without correctness, an engine that samples from another policy than the actor's, and
+control tokens whose probability jumps.
 """
 
 import math
@@ -10,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 
 from rest_megatron.config.schema import AlarmsConfig
+from rest_megatron.observe.jumps import log_odds, probability, usual_range
 from rest_megatron.reward.paper import ACCURACY_PARTS
 
-SHORT, HACKING, MISMATCH = "short_answers", "format_hacking", "mismatch"
+SHORT, HACKING, MISMATCH, CONTROL = "short_answers", "format_hacking", "mismatch", "control_tokens"
 LENGTH = ("rollout/length",)
 FORMAT = ("reward/format",)
+PROBABILITY = ("probability/format",)
 ACCURACY = tuple(f"reward/{name}" for name in ACCURACY_PARTS if name != "exact")
 RISE = 0.002  # of the accuracy, per step of the window: less is noise, which a run that learns nothing has, too
 
@@ -32,6 +35,10 @@ class _State:
     best_accuracy: float = 0.0
     steps_since_rise: int = 0
     active: list[str] = field(default_factory=list)
+    control: list[float] = field(default_factory=list)
+    """Log-odds of the format tokens' probability, of the last steps in its range."""
+    control_outside: list[float] = field(default_factory=list)
+    """Those since it left that range."""
 
 
 class Alarms:
@@ -45,6 +52,10 @@ class Alarms:
     one above the best of all by as much and by three standard errors of the window's mean, which noise seldom is.
     mismatch: the mean |log-prob difference| between actor and engine over the step's tokens is above
     alarms.max_mismatch.
+    control_tokens: the mean probability of the step's sampled format tokens (tags, the JSON around a call, the end of a
+    turn) is out of the range of the last window, see `usual_range`, with alarms.control_jump as floor. Such jumps come
+    with the collapse of RL on tool use (arXiv 2606.26027). While the alarm lasts the range stays; it ends with a step
+    within it, or when more than a window of steps in a row, of which the last window then is the range, were outside.
     A step that lacks a metric of an alarm, as with a reward of the user's own, leaves that alarm as it is.
     """
 
@@ -54,12 +65,12 @@ class Alarms:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """alarm/short_answers, alarm/format_hacking and alarm/mismatch: 1 while the alarm lasts, else 0."""
-        return {f"alarm/{name}": float(name in self._state.active) for name in (SHORT, HACKING, MISMATCH)}
+        """alarm/short_answers, /format_hacking, /mismatch and /control_tokens: 1 while the alarm lasts, else 0."""
+        return {f"alarm/{name}": float(name in self._state.active) for name in (SHORT, HACKING, MISMATCH, CONTROL)}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Take the metrics of one step, counted from 1; returns a message for each alarm that begins or ends."""
-        watches = (self._watch_length, self._watch_format, self._watch_mismatch)
+        watches = (self._watch_length, self._watch_format, self._watch_mismatch, self._watch_control)
         return [message for watch in watches for message in watch(step, metrics)]
 
     def to_dict(self) -> dict:
@@ -140,6 +151,35 @@ class Alarms:
             "more. Check that the server runs model.dtype and returns processed log-probs at rollout.temperature, and "
             "that nothing else updates its weights; lower rollout.probe_tolerance to stop at the sync that goes wrong",
             ends=f"alarm ends at step {step}: actor and engine agree again: {numbers}",
+        )
+
+    def _watch_control(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        state, floor, window = self._state, self._settings.control_jump, self._settings.window
+        if floor == 0 or not _measured(metrics, PROBABILITY):
+            return []
+        mean = metrics[PROBABILITY[0]]
+        odds, usual = log_odds(mean), state.control[-window:]
+        if len(usual) < window:
+            self._push(state.control, odds)
+            return []
+        low, high = usual_range(usual, floor)
+        state.control_outside = [] if low <= odds <= high else [*state.control_outside, odds]
+        settled = len(state.control_outside) > window
+        if settled:
+            state.control, state.control_outside = state.control_outside[-window:], []
+        elif not state.control_outside:
+            self._push(state.control, odds)
+        numbers = f"mean probability {mean:.4f}, usual {probability(low):.4f} to {probability(high):.4f}"
+        how = f"has stayed outside for {window + 1} steps, which are usual from now on" if settled else "is usual again"
+        return self._switch(
+            CONTROL,
+            bool(state.control_outside),
+            begins=f"alarm at step {step}: control tokens jump: {numbers} after the last {window} steps "
+            f"(alarms.control_jump={floor:g})\n"
+            f"  Read rollouts/step-{step}.jsonl for tags and ends of a turn that are missing, repeated or misplaced. "
+            "If reward/format falls, go back to an earlier checkpoint with a lower optim.lr or a higher "
+            "algorithm.kl_coef, or train on demonstrations again (sft), which restores the format",
+            ends=f"alarm ends at step {step}: the probability of control tokens {how}: {numbers}",
         )
 
     def _push(self, values: list[float], value: float) -> bool:

@@ -31,6 +31,7 @@ ALARMS = (
     ("SHORT ANSWERS", "alarm/short_answers"),
     ("FORMAT HACKING", "alarm/format_hacking"),
     ("MISMATCH", "alarm/mismatch"),
+    ("CONTROL TOKENS", "alarm/control_tokens"),
 )
 
 

@@ -34,7 +34,22 @@ PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("weight by region", "linear", {name: f"weight/{name}" for name in REGIONS}),
     ("share of the weight by region", "linear", {name: f"weight_mass/{name}" for name in REGIONS}),
     ("clip fraction by region", "linear", {name: f"clip_fraction/{name}" for name in REGIONS}),
+    ("probability of sampled tokens by region", "linear", {name: f"probability/{name}" for name in REGIONS}),
     ("answer length (tokens)", "linear", {"mean": "rollout/length"}),
+    (
+        "length bias of what is trained",
+        "linear",
+        {
+            "correlation with the advantage": "length_bias/correlation",
+            "better / worse answers": "length_bias/better",
+            "weighted / plain mean": "length_bias/weight",
+        },
+    ),
+    (
+        "effective sample size",
+        "linear",
+        {"tokens": "mismatch/effective_sample_size", "answers": "mismatch/effective_sample_size_answers"},
+    ),
     ("gradient norm", "linear", {"before clipping": "actor/grad_norm"}),
     (
         "gradient variance over groups",

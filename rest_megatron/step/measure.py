@@ -1,14 +1,17 @@
 """What a step's answers and its updates are like, as numbers by name."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.actor import Update
+from rest_megatron.observe.lengths import length_bias
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.session import Session
 from rest_megatron.step.score import reward_metrics
+from rest_megatron.step.update import normalised_weights
 from rest_megatron.step.weigh import StepWeights
 from rest_megatron.types import Batch, Experience, TokenStats
 
@@ -24,13 +27,35 @@ def answer_metrics(session: Session, experience: Experience) -> dict[str, float]
 def measure(
     session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
 ) -> dict[str, float]:
-    """Token weights, mismatch with the engine, updates and regions of a step, the same on every rank. Collective.
+    """Token weights, mismatch with the engine, length bias, updates and regions of a step, the same on every rank.
+
+    Collective.
 
     batch: this rank's share of the answers; old: their statistics before the updates; done: of `step.update.update`.
     """
     group, algorithm = session.parallel.dp_group, session.config.algorithm
     metrics = weights.metrics() | mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
+    metrics |= length_bias_metrics(session, experience, batch, weights)
     return metrics | done.metrics | region_update_metrics(session, batch, old.log_probs, weights, done.log_probs)
+
+
+def length_bias_metrics(
+    session: Session, experience: Experience, batch: Batch, weights: StepWeights
+) -> dict[str, float]:
+    """`length_bias` of the answers that an epoch's losses read; {} where no answer is trained on. Collective."""
+    trained = experience.trained
+    if not trained:
+        return {}
+    parts = [(part, normalised_weights(session, batch, part, weights)) for part in batch.mini_batches]
+    loss = torch.cat([torch.zeros_like(weights.tokens[part.tokens]) if own is None else own for part, own in parts])
+    absolute = (loss * batch.advantages).abs().double()
+    own = absolute.new_zeros(len(batch.trajectories)).index_add(0, batch.sequence_index, absolute)
+    places = torch.tensor(batch.sample_index, dtype=torch.int64, device=own.device)
+    # Every answer in its own place, so that the sums over all do not depend on where it is trained.
+    totals = absolute.new_zeros(len(trained)).index_copy(0, places, own)
+    dist.all_reduce(totals, group=session.parallel.dp_group)
+    lengths = torch.tensor([sample.num_sampled for sample in trained])
+    return length_bias(lengths, experience.advantages.flatten()[: len(trained)].cpu(), totals.cpu())
 
 
 def region_update_metrics(

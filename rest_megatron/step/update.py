@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rest_megatron.actor.actor import Update
 from rest_megatron.actor.variance import gradient_variance, mean_error
@@ -78,9 +79,16 @@ def _mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
 def _normalised(
     session: Session, batch: Batch, part: MiniBatch, streams: PolicyStreams, weights: StepWeights
 ) -> PolicyStreams | None:
-    """A mini-batch's vectors, weights over their normaliser; None where all ranks' corrected weights are 0.
+    """A mini-batch's vectors, weights over their normaliser; None where all ranks' corrected weights are 0."""
+    normalised = normalised_weights(session, batch, part, weights)
+    return None if normalised is None else streams.select(part.tokens)._replace(loss_weights=normalised)
+
+
+def normalised_weights(session: Session, batch: Batch, part: MiniBatch, weights: StepWeights) -> Tensor | None:
+    """float32 [tokens of the mini-batch]: corrected weights over their normaliser; None where all ranks' are 0.
 
     The normaliser is that of the weights alone: over the corrected weights' sum the estimate would be biased.
+    Collective.
     """
     plain, corrected = weights.tokens[part.tokens], weights.corrected[part.tokens]
     totals = torch.stack([plain.double().sum(), corrected.double().sum()])
@@ -88,7 +96,7 @@ def _normalised(
     total_weight, total_corrected = totals.tolist()
     if total_corrected == 0:
         return None
-    normalised = loss_weights(
+    return loss_weights(
         corrected,
         batch.sequence_index[part.tokens] - part.sequences.start,
         part.num_sequences_global,
@@ -96,7 +104,6 @@ def _normalised(
         total_weight,
         session.config.rollout.max_new_tokens,
     )
-    return streams.select(part.tokens)._replace(loss_weights=normalised)
 
 
 def gradient_variances(

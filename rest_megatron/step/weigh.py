@@ -42,7 +42,8 @@ class StepWeights:
     above 0; rules of single tokens: see `token_rules`); all 0 in an answer of which nothing is used."""
     means: dict[str, Tensor]
     """Of each region in the global batch: entropy, score_norm 1 - sum_v p_v^2 (Lemma 2: E||s_t||^2, which 1 - exp(-H)
-    bounds), lm_head score_norm * |h|^2, weight."""
+    bounds), lm_head score_norm * |h|^2, weight; of the sampled tokens also probability and its natural log, log_prob,
+    both at the rollout's temperature."""
     state: WeightState
     importance: Tensor
     """[T] float32: of `importance_ratios`."""
@@ -128,6 +129,8 @@ def weigh(
         "score_norm": score_norm,
         "lm_head": score_norm * stats.hidden_norm_squared,
         "weight": tokens,
+        "probability": stats.log_probs.exp(),
+        "log_prob": stats.log_probs,
     }
     measured = global_means(described, batch.regions, dp_group)
     return StepWeights(tokens, measured, state, importance(batch, stats.log_probs, algorithm))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,12 @@ def test_a_log_prob_that_is_not_finite_takes_no_step_unless_the_loss_does_not_re
     assert pool.run(spoiled, 1, tiny_model(), Layout(max_tokens=2000), answers, weight) == [steps]
 
 
+def effective_sample_size(weights: list[float]) -> float:
+    """From the normalised weights, as Kong has it."""
+    normalised = np.array(weights) / math.fsum(weights)
+    return 1 / (len(weights) * math.fsum(normalised**2))
+
+
 def mismatch_written_out(lengths, versions, actor, engine, cap, mask) -> dict[str, float]:
     gaps = (actor.double() - engine.double()).split(list(lengths))
     tokens = [(float(gap), version) for part, version in zip(gaps, versions, strict=True) for gap in part]
@@ -97,12 +104,21 @@ def mismatch_written_out(lengths, versions, actor, engine, cap, mask) -> dict[st
         values = list(values)
         return math.fsum(values) / len(values)
 
+    outside = [not 1 / mask <= float(part.mean().exp()) <= mask for part in gaps]
+    weights = [
+        0.0 if out else min(math.exp(gap), cap)
+        for part, out in zip(gaps, outside, strict=True)
+        for gap in part.tolist()
+    ]
+    products = [0.0 if out else math.exp(part.sum()) for part, out in zip(gaps, outside, strict=True)]
     return {
+        "mismatch/effective_sample_size": effective_sample_size(weights),
+        "mismatch/effective_sample_size_answers": effective_sample_size(products),
         "mismatch/mean": mean(abs(gap) for gap, _ in tokens),
         "mismatch/max": max(abs(gap) for gap, _ in tokens),
         "mismatch/k3": mean(math.exp(gap) - 1 - gap for gap, _ in tokens),
         "mismatch/clipped": mean(float(math.exp(gap) > cap) for gap, _ in tokens),
-        "mismatch/masked_answers": mean(float(not 1 / mask <= float(part.mean().exp()) <= mask) for part in gaps),
+        "mismatch/masked_answers": mean(map(float, outside)),
         **{f"mismatch/mean/version_{v}": mean(abs(gap) for gap, of in tokens if of == v) for v in set(versions)},
         **{
             f"mismatch/clipped/version_{v}": mean(float(math.exp(gap) > cap) for gap, of in tokens if of == v)
@@ -136,9 +152,23 @@ def test_one_version_has_no_metrics_of_its_own_and_what_is_off_clips_and_masks_n
             "mismatch/k3": k3,
             "mismatch/clipped": 0.0,
             "mismatch/masked_answers": 0.0,
+            "mismatch/effective_sample_size": 1.0,
+            "mismatch/effective_sample_size_answers": 1.0,
         },
         rel=1e-6,
     )
+
+
+def test_the_effective_sample_size_of_answers_neither_over_nor_underflows_and_knows_nothing_where_all_are_masked(pool):
+    actor, engine = torch.zeros(4), torch.tensor([900.0, 900.0, 901.0, 900.0])  # products e^-1800 and e^-1801
+    for sign in (1, -1):
+        algorithm = {"importance_cap": None, "importance_mask": None}
+        for found in pool.run(mismatch, 2, (2, 2), (5, 5), actor, sign * engine, algorithm):
+            share = (1 + math.exp(-1)) ** 2 / 2 / (1 + math.exp(-2))
+            assert found["mismatch/effective_sample_size_answers"] == pytest.approx(share, rel=1e-9)
+    for found in pool.run(mismatch, 2, (2, 2), (5, 5), actor, engine, {"importance_cap": 2.0, "importance_mask": 2.0}):
+        assert math.isnan(found["mismatch/effective_sample_size"])
+        assert math.isnan(found["mismatch/effective_sample_size_answers"])
 
 
 @pytest.mark.parametrize("world_size, layout", [(4, CUT), (3, [])], ids=["tp2-pp2", "dp3"])

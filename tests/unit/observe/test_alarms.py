@@ -40,7 +40,8 @@ def hacking(step: int, noise: random.Random) -> Metrics:
 
 def on(alarms: Alarms) -> set[str]:
     """The alarms that last; the others are there, too."""
-    assert alarms.metrics.keys() == {f"alarm/{name}" for name in ("short_answers", "format_hacking", "mismatch")}
+    names = ("short_answers", "format_hacking", "mismatch", "control_tokens")
+    assert alarms.metrics.keys() == {f"alarm/{name}" for name in names}
     return {name.removeprefix("alarm/") for name, value in alarms.metrics.items() if value}
 
 

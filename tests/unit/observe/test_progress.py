@@ -46,7 +46,7 @@ def test_a_line_begins_with_the_alarms_that_last():
     )
     everything = {name: 1.0 for _, name in ALARMS} | METRICS
     line = format_line(7, 9, everything, 3.0)
-    assert line.startswith("step 7/9  SHORT ANSWERS  FORMAT HACKING  MISMATCH  2.2 s  ETA 3s  reward")
+    assert line.startswith("step 7/9  SHORT ANSWERS  FORMAT HACKING  MISMATCH  CONTROL TOKENS  2.2 s  ETA 3s  reward")
 
 
 def test_alarms_on_the_line_are_those_there_are():

@@ -21,7 +21,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "ResT, no CoT gradient": ("ablations/no_cot_gradient.yaml",),
     "published code": ("ablations/published_code.yaml",),
     "published weights": ("ablations/published_weights.yaml",),
-    "GTPO-like": ("baselines/gtpo.yaml",),
+    "GTPO-like": ("baselines/gtpo_like.yaml",),
     "top-entropy mask": ("baselines/top_entropy.yaml",),
     "RSI-S band": ("baselines/rsi_s.yaml",),
 }

@@ -29,32 +29,25 @@ def _check_weights(config: Config) -> None:
     if weights.curriculum == "feedback" and config.reward.function is not None:
         rule = "follows the accuracies of our rewards, which reward.function does not report"
         refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")
-    if weights.rule in TOKEN_RULES:
-        _check_token_rule(config)
-    if weights.rule != "reference":
-        return
-    if weights.curriculum != "none":
-        rule = "needs weights.curriculum=none: it has a schedule of its own"
-        refuse(config, "weights.rule", rule, "Set weights.curriculum=none, or weights.preset=reference")
-    off = [name for name in SWITCHES if not getattr(weights, name)]
-    if off:
-        rule = f"has no regions to switch off, but weights.{off[0]}=false"
-        refuse(config, "weights.rule", rule, "Choose another rule for this ablation")
-    if config.data.answer_format != "toolrl":
-        rule = "knows the answers of data.answer_format=toolrl only"
-        refuse(config, "weights.rule", rule, "Choose another rule")
+    if weights.rule == "reference" or weights.rule in TOKEN_RULES:
+        _check_rule_without_regions(config)
 
 
-def _check_token_rule(config: Config) -> None:
+def _check_rule_without_regions(config: Config) -> None:
     weights = config.weights
     if weights.curriculum != "none":
-        rule = "needs weights.curriculum=none: it knows no regions, which the curriculum moves weight between"
-        refuse(config, "weights.rule", rule, "Set weights.curriculum=none, or method.preset=grpo")
+        own = "it has a schedule of its own" if weights.rule == "reference" else "it knows no regions to move weight in"
+        preset = "weights.preset=reference" if weights.rule == "reference" else "method.preset=grpo"
+        rule = f"needs weights.curriculum=none: {own}"
+        refuse(config, "weights.rule", rule, f"Set weights.curriculum=none, or {preset}")
     off = [name for name in SWITCHES if not getattr(weights, name)]
     if off:
         rule = f"has no regions to switch off, but weights.{off[0]}=false"
         refuse(config, "weights.rule", rule, "Choose another rule for this ablation")
-    if weights.rsi_low >= weights.rsi_high:
+    if weights.rule == "reference" and config.data.answer_format != "toolrl":
+        rule = "knows the answers of data.answer_format=toolrl only"
+        refuse(config, "weights.rule", rule, "Choose another rule")
+    if weights.rule == "rsi_s" and weights.rsi_low >= weights.rsi_high:
         rule = f"is not below weights.rsi_high={weights.rsi_high}, so no token would be trained on"
         refuse(config, "weights.rsi_low", rule, "Lower it")
 

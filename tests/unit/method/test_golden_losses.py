@@ -180,7 +180,7 @@ def test_the_k3_estimate_of_kl(case):
 @pytest.mark.parametrize("case", cases("response_mask"))
 def test_an_answer_ends_with_its_first_stop_token(case):
     stop_ids = frozenset([case["eos"]] if isinstance(case["eos"], int) else case["eos"])
-    reader = AnswerReader([b"x"] * 8, stop_ids, TOOLRL)
+    reader = AnswerReader([b"x"] * 8, stop_ids, TOOLRL, set())
     for ids, mask in zip(case["ids"], case["mask"], strict=True):
         length = len(reader({"ids": ids}).regions)
         assert [1] * length + [0] * (len(ids) - length) == mask

@@ -177,7 +177,8 @@ def _region_means(
     if settings.scope == "response":
         means = region_means_by_response(statistic, batch.regions, batch.sequence_index, len(batch.trajectories))
         return means, state
-    state = update_running_mean(state, *totals, settings)
+    sums, counts = totals
+    state = update_running_mean(state, sums, counts, settings)
     return totals.new_tensor(state.running_mean), state
 
 

@@ -31,7 +31,7 @@ def test_every_key_has_a_row_in_its_section():
         "| `eval` | text, or `null` | `null` | Held-out prompts in the same schema. |",
         "| `overlong` | `error`, `drop` | `error` | What to do with a longer prompt at load. |",
         "| `scope` | `batch`, `response` | `batch` | Where a region's mean is taken: `batch`: all answers that are "
-        "trained on, over steps as freeze_after says; `response`: each answer of this step by itself. |",
+        "trained on, over steps as `freeze_after` says; `response`: each answer of this step by itself. |",
         "| `weights.preset=uniform` | `weights.rule=constant`, `weights.curriculum=none` |",
         "| `model`, `model_tag`, `tokenizer` | decided by `model.path` |",
     ],

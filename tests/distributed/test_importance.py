@@ -217,6 +217,26 @@ def test_region_metrics_leave_masked_answers_out_and_weigh_what_the_loss_weighs(
         assert row[f"weight_mass/{region}"] == pytest.approx(mass / total, rel=1e-5)
 
 
+@pytest.mark.parametrize("world_size, layout", [(2, []), (4, CUT)], ids=["dp2", "tp2-pp2"])
+def test_length_bias_is_that_of_the_dumped_answers(pool, tmp_path, world_size, layout):
+    settings = ["algorithm.loss_aggregation=token-mean", "train.epochs=2", *ON, *layout]
+    run_dir = run(pool, tmp_path / "run", world_size, overrides=settings, engine=NoisyEngine)
+    rows = [json.loads(line) for line in (run_dir / "rollouts/step-1.jsonl").read_text().splitlines()]
+    loss = [np.dot(row["weights"], row["importance"]) * abs(row["advantage"]) for row in rows]
+    kept = [(len(row["ids"]), row["advantage"], share) for row, share in zip(rows, loss, strict=True) if share]
+    length, advantage, share = np.array(kept).T
+    assert 2 < len(kept) < len(rows) and len(set(length)) > 1
+    found = {name: value for name, value in read_metrics(run_dir)[0].items() if name.startswith("length_bias/")}
+    assert found == pytest.approx(
+        {
+            "length_bias/correlation": np.corrcoef(length, advantage)[0, 1],
+            "length_bias/better": length[advantage > 0].mean() / length[advantage < 0].mean(),
+            "length_bias/weight": np.average(length, weights=share) / length.mean(),
+        },
+        rel=1e-5,
+    )
+
+
 def test_profile_measures_corrected_gradients(pool, tmp_path):
     found = []
     for name, world_size, settings in (("on", 1, ON), ("cut", 2, ON), ("off", 1, [])):

@@ -57,6 +57,16 @@ def whole_state(parameter: nn.Parameter, kind: str, owner: int, group: dist.Proc
     return bits.cpu().view(torch.float32).view(parameter.shape)
 
 
+def whole_on_all(parameter: nn.Parameter, kind: str, group: dist.ProcessGroup) -> Tensor:
+    """A copy of one of KINDS in the parameter's shape, float32 on its device, on all ranks of the group. Collective."""
+    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    mapping = _mapping(parameter)
+    if mapping is not None:
+        _fragment_of(whole, mapping).copy_(_state(mapping, kind).view(-1))
+    dist.all_reduce(whole, group=group)
+    return whole.view(parameter.shape)
+
+
 def has_fragment(parameter: nn.Parameter) -> bool:
     """Whether a part of the parameter's masters and moments is on this rank."""
     return _mapping(parameter) is not None

@@ -15,17 +15,13 @@ of this rank's gradient.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from statistics import stdev
 from typing import NamedTuple
 
-import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
+from rest_megatron.actor.group_gradients import group_gradient, inner_products, of_group
 from rest_megatron.types import PolicyStreams, Trajectory
 
 
@@ -77,17 +73,13 @@ def gradient_variance(
     """
     if num_groups < 2:
         return GradientVariance(math.nan, math.nan, (math.nan,) * num_groups)
-    lengths = torch.tensor([t.num_targets for t in trajectories], dtype=torch.int64)
-    token_groups = torch.tensor(group_index, dtype=torch.int64).repeat_interleave(lengths)
     total: list[Tensor] = []
     squares: list[float] = []
     for group in range(num_groups):
-        mine = [t for t, own in zip(trajectories, group_index, strict=True) if own == group]
-        tokens = (token_groups == group).nonzero().squeeze(1).to(actor.parallel.device)
-        gradient = _gradient(actor, mine, streams.select(tokens))
-        squares.append(_norm_squared(actor, gradient))
+        gradient = group_gradient(actor, *of_group(trajectories, group_index, streams, group))
+        squares.append(float(inner_products(actor, gradient, [gradient])))
         total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
-    return _moments(squares, _norm_squared(actor, total))
+    return _moments(squares, float(inner_products(actor, total, [total])))
 
 
 def _moments(squares: Sequence[float], total_squared: float) -> GradientVariance:
@@ -95,32 +87,3 @@ def _moments(squares: Sequence[float], total_squared: float) -> GradientVariance
     n = len(squares)
     variance = n * (n * sum(squares) - total_squared) / (n - 1)
     return GradientVariance(variance, total_squared - variance / n, tuple(n * n * x for x in squares))
-
-
-def _gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:
-    """float32 gradient of this rank's shard, summed over data-parallel ranks, in the order of the parameters."""
-    actor.policy.train()
-    actor.zero.begin()
-    actor.run(trajectories, partial(actor.policy_loss, streams), forward_only=False)
-    sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
-    gradients = []
-    for parameter in actor.policy.parameters():
-        own = accumulated_gradient(actor.zero.optimizer, parameter)
-        copy = torch.zeros_like(parameter, dtype=torch.float32) if own is None else own.to(torch.float32, copy=True)
-        dist.all_reduce(copy, group=actor.parallel.dp_group)
-        # The schedule's loss carries a factor of the data-parallel size, for DeepSpeed's mean.
-        gradients.append(copy.div_(actor.parallel.dp_size))
-    actor.zero.discard()
-    return gradients
-
-
-def _norm_squared(actor: Actor, gradient: list[Tensor]) -> float:
-    """|gradient|^2 over the whole model, replicated parameters counted once."""
-    total = torch.zeros((), dtype=torch.float64, device=actor.parallel.device)
-    for parameter, own in zip(actor.policy.parameters(), gradient, strict=True):
-        sharded = getattr(parameter, "tensor_model_parallel", False)
-        copied = getattr(parameter, COUNTED_ELSEWHERE, False)
-        if not copied and (sharded or actor.parallel.tp_rank == 0):
-            total += torch.linalg.vector_norm(own, dtype=torch.float64).square()
-    dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
-    return float(total)

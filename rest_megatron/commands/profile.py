@@ -21,8 +21,9 @@ from rest_megatron.session import Session, open_session
 from rest_megatron.state import RunState, new_state
 from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import collect
+from rest_megatron.step.gradients import gradient_variances
 from rest_megatron.step.score import reward_metrics
-from rest_megatron.step.update import gradient_variances, policy_streams
+from rest_megatron.step.streams import policy_streams
 from rest_megatron.step.weigh import StepWeights, global_means, token_weights
 from rest_megatron.types import Batch, Experience, TokenStats
 

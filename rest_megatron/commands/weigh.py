@@ -35,11 +35,10 @@ from rest_megatron.data.tokens import stop_token_ids, token_bytes
 from rest_megatron.errors import DataError
 from rest_megatron.grammar import GRAMMARS, Grammar
 from rest_megatron.method.curriculum import scheduled_weights
-from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
 from rest_megatron.method.token_rules import TOKEN_RULES, TokenFacts, token_rule_weights
-from rest_megatron.method.weights import RULES, region_sums, token_statistic, token_weights
+from rest_megatron.method.weights import RULES, WeightState, region_sums, token_statistic, token_weights
 from rest_megatron.observe.metrics import METRICS, read_rows
 from rest_megatron.observe.response import read_mask
 from rest_megatron.utils.text import counted
@@ -136,6 +135,8 @@ def main(config: Config, options: Weigh, stream: TextIO) -> None:
     if settings.curriculum == "feedback" and settings.rule != "reference":
         fix = "Use weights.curriculum=linear with --progress, or none"
         refuse(config, "weights.curriculum", "needs the accuracies of every step so far, which no file holds", fix)
+    if settings.rule == "measured":
+        refuse(config, "weights.rule", "needs the gradients of a run, which no file holds", "Choose another rule")
     tokenizer = load_tokenizer(options.tokenizer, f"--tokenizer {options.tokenizer}")
     stop_ids = frozenset(stop_token_ids(options.tokenizer, tokenizer))
     needed = _reads(settings.rule)
@@ -201,7 +202,7 @@ def _region_sums(answer: Answer, rule: WeightsRule) -> Tensor:
 
 def _measured_weights(answer: Answer, means: Tensor, config: Config, progress: float) -> list[float]:
     """One weight per answer token. means: float64 [4], of the rule's statistic in each region."""
-    by_region = scheduled_weights(means, progress, FeedbackState(), config.weights)
+    by_region = scheduled_weights(means, progress, WeightState(), config.weights)
     return token_weights(by_region, answer.regions, torch.zeros_like(answer.regions), num_sequences=1).tolist()
 
 

@@ -29,8 +29,22 @@ def _check_weights(config: Config) -> None:
     if weights.curriculum == "feedback" and config.reward.function is not None:
         rule = "follows the accuracies of our rewards, which reward.function does not report"
         refuse(config, "weights.curriculum", rule, "Set weights.curriculum=linear or none")
+    if weights.rule == "measured":
+        _check_measured(config)
     if weights.rule == "reference" or weights.rule in TOKEN_RULES:
         _check_rule_without_regions(config)
+
+
+def _check_measured(config: Config) -> None:
+    weights = config.weights
+    if weights.scope == "response":
+        refuse(config, "weights.scope", "has no measurement of a single answer", "Set weights.scope=batch")
+    if weights.measured_metric == "adam" and weights.freeze_after < 2:
+        rule = f"needs an update before its first measurement, but weights.freeze_after={weights.freeze_after}"
+        refuse(config, "weights.measured_metric", rule, "Set weights.freeze_after=2 or more, or measured_metric=plain")
+    if config.algorithm.ratio == "sequence":
+        rule = "cannot part an answer's one ratio, algorithm.ratio=sequence, into regions"
+        refuse(config, "weights.rule", rule, "Choose another rule, or set algorithm.ratio=token")
 
 
 def _check_rule_without_regions(config: Config) -> None:

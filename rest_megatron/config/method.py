@@ -11,7 +11,7 @@ from rest_megatron.config.field import key
 MethodPreset = Literal["paper", "reference", "grpo"]
 WeightsPreset = Literal["paper", "reference", "uniform"]
 WeightsRule = Literal[
-    "score_bound", "inverse_entropy", "collision", "lm_head", "constant", "reference",
+    "score_bound", "inverse_entropy", "collision", "lm_head", "constant", "measured", "reference",
     "top_entropy", "entropy", "rsi_s", "tao_rl",
 ]  # fmt: skip
 ReferenceVariant = Literal["none", "correct_max_1", "max_1_step_30_max_3", "coarse", "refined", "intermediate"]
@@ -59,8 +59,9 @@ class WeightsConfig:
         "score_bound",
         "Region weight from the region's means over tokens of entropy H and collision c = sum_v p_v^2: score_bound "
         "1/(1-exp(-H)), inverse_entropy 1/H, collision 1/(1-c), lm_head 1/((1-c)|h|^2) with the last hidden state h, "
-        "constant 1 (Eq. 9). reference: the published code's spans, constants and schedule; it reads no other key. "
-        "Token by token, read with the next four keys only: top_entropy 1 for the keep_share of highest H; entropy "
+        "constant 1 (Eq. 9). measured 1/(1-exp(-H)), moved towards signal over noise of each region's gradient. "
+        "reference: the published code's spans, constants and schedule; it reads no other key. Token by token, read "
+        "with the next four keys only: top_entropy 1 for the keep_share of highest H; entropy "
         "1+b(H/mean(H)-1) in each answer; rsi_s 1 where -log(p)/H is within its bounds; tao_rl "
         "1+b(H-mean(H))/std(H) after a tool's result, else 1.",
     )
@@ -78,6 +79,17 @@ class WeightsConfig:
         "With scope=batch: the means are those of the first N steps in which a region is seen, then they stand still, "
         "so that the curriculum alone moves the weights. 0: they follow every step, as momentum says.",
         ge=0,
+    )
+    measure_every: int = key(
+        0,
+        "rule=measured: steps from one measurement to the next; the first is made in step freeze_after, at least 1. 0: "
+        "that one alone. Each costs up to four updates.",
+        ge=0,
+    )
+    measured_metric: Literal["adam", "plain"] = key(
+        "adam",
+        "rule=measured: how gradients are multiplied: adam: over the root of Adam's second moment, coordinate by "
+        "coordinate. plain: as they are.",
     )
     momentum: float = key(
         0.9,

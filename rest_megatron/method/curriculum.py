@@ -3,20 +3,23 @@
 from torch import Tensor
 
 from rest_megatron.config.schema import WeightsConfig
-from rest_megatron.method.feedback import FeedbackState, shift
+from rest_megatron.method.feedback import shift
+from rest_megatron.method.measured import measured_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.weights import region_switches, region_weights
+from rest_megatron.method.weights import WeightState, region_switches, region_weights
 
 
-def scheduled_weights(statistic: Tensor, progress: float, feedback: FeedbackState, settings: WeightsConfig) -> Tensor:
-    """Rule, curriculum and switches, one after the other: float64 of the statistic's shape.
+def scheduled_weights(statistic: Tensor, progress: float, state: WeightState, settings: WeightsConfig) -> Tensor:
+    """Rule, measurement, curriculum and switches, one after the other: float64 of the statistic's shape.
 
     statistic: [4], or [N, 4] with a row per answer, as for `region_weights`. progress drives the linear curriculum,
-    feedback the other one.
+    state.feedback the other one; of state nothing else is read but its measurement.
     """
     weights = region_weights(statistic, settings)
+    if state.measured is not None:
+        weights = measured_weights(weights, state.measured, settings)
     if settings.curriculum == "feedback":
-        weights = shift(weights, feedback, settings)
+        weights = shift(weights, state.feedback, settings)
     else:
         weights = anneal(weights, progress, settings)
     return weights * region_switches(settings).to(weights.device)

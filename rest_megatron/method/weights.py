@@ -25,6 +25,7 @@ from torch import Tensor
 from rest_megatron.config.method import WeightsConfig, WeightsRule
 from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.means import mean_by
+from rest_megatron.method.measured import MeasuredRegions
 from rest_megatron.method.regions import Region
 
 STATISTIC_FLOOR = 1e-6  # a region the policy is sure of has H = 0 and c = 1, where no rule has a value
@@ -48,6 +49,8 @@ class Rule:
 # A new rule is a row here and a choice of `weights.rule`. expm1 keeps 1 - exp(-H) exact for small H.
 RULES: dict[WeightsRule, Rule] = {
     "score_bound": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
+    # Before the first measurement, and what `measured_weights` starts from.
+    "measured": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
     "inverse_entropy": Rule("1/H", {"entropy"}, lambda h, c, norm: h, torch.reciprocal),
     "collision": Rule("1/(1-c)", {"collision"}, lambda h, c, norm: 1.0 - c, torch.reciprocal),
     "lm_head": Rule(
@@ -69,12 +72,15 @@ class WeightState:
     steps: tuple[int, ...] | None = (0,) * len(Region)
     """In how many steps each region was seen; None in a run begun by version 0.1.0, whose mean moves for ever."""
     feedback: FeedbackState = field(default_factory=FeedbackState)
+    measured: MeasuredRegions | None = None
+    """Of rule `measured`, the last measurement."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         mean = None if self.running_mean is None else [None if x != x else x for x in self.running_mean]
         steps = {} if self.steps is None else {"steps": list(self.steps)}
-        return {"running_mean": mean, **steps, "feedback": self.feedback.to_dict()}
+        measured = {} if self.measured is None else {"measured": self.measured.to_dict()}
+        return {"running_mean": mean, **steps, "feedback": self.feedback.to_dict(), **measured}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "WeightState":
@@ -82,7 +88,8 @@ class WeightState:
         mean = values["running_mean"]
         mean = None if mean is None else tuple(float("nan") if x is None else x for x in mean)
         steps = tuple(values["steps"]) if "steps" in values else None
-        return cls(mean, steps, FeedbackState.from_dict(values["feedback"]))
+        measured = MeasuredRegions.from_dict(values["measured"]) if "measured" in values else None
+        return cls(mean, steps, FeedbackState.from_dict(values["feedback"]), measured)
 
 
 def token_statistic(rule: WeightsRule, entropy: Tensor, collision: Tensor, hidden_norm_squared: Tensor) -> Tensor:

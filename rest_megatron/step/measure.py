@@ -11,7 +11,7 @@ from rest_megatron.observe.regions import clipped_tokens, region_metrics, region
 from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.session import Session
 from rest_megatron.step.score import reward_metrics
-from rest_megatron.step.update import normalised_weights
+from rest_megatron.step.streams import normalised_weights
 from rest_megatron.step.weigh import StepWeights
 from rest_megatron.types import Batch, Experience, TokenStats
 

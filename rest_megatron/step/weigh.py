@@ -121,7 +121,7 @@ def weigh(
     else:
         statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
         means, state = _region_means(batch, statistic, state, settings, dp_group)
-        weights = scheduled_weights(means, progress, state.feedback, settings)
+        weights = scheduled_weights(means, progress, state, settings)
         tokens = spread_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
     score_norm = 1.0 - stats.collision
     described = {

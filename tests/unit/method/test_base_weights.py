@@ -1,4 +1,4 @@
-"""What the default weights do over a run of the quickstart: format falls, parameters and reasoning rise (Section 3.2.2)."""
+"""The default weights over a run of the quickstart: format falls, parameters and reasoning rise (Section 3.2.2)."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def on_one_batch(rows: list[dict], settings: WeightsConfig) -> torch.Tensor:
     for row in rows:
         means = torch.tensor([row[f"entropy/{name}"] for name in NAMES], dtype=torch.float64)
         state = update_running_mean(state, means, torch.ones(4, dtype=torch.float64), settings)
-        by_region = scheduled_weights(means.new_tensor(state.running_mean), row["progress"], state.feedback, settings)
+        by_region = scheduled_weights(means.new_tensor(state.running_mean), row["progress"], state, settings)
         found.append(mean_by(regions, token_weights(by_region, regions, sequence_index, len(counts)), len(Region)))
     return torch.stack(found)
 

@@ -6,6 +6,7 @@ import torch
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.curriculum import anneal, scheduled_weights
 from rest_megatron.method.feedback import FeedbackState
+from rest_megatron.method.weights import WeightState
 
 SETTINGS = WeightsConfig(alpha_format=0.4, alpha_parameters=0.6, alpha_cot=0.2, w_min=0.5, w_max=1.5)
 WEIGHTS = torch.tensor([1.2, 1.1, 0.6, 0.9], dtype=torch.float64)
@@ -66,5 +67,5 @@ def test_the_rule_comes_first_then_the_curriculum_then_the_switches(curriculum, 
         feedback_shift=0.2,
         use_parameters=False,
     )
-    weights = scheduled_weights(WEIGHTS, 0.5, FeedbackState(saturation=(1.0, 0.0, 0.0)), settings)
+    weights = scheduled_weights(WEIGHTS, 0.5, WeightState(feedback=FeedbackState(saturation=(1.0, 0.0, 0.0))), settings)
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))

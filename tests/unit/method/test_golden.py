@@ -11,11 +11,10 @@ from rest_megatron.grammar import GRAMMARS
 from rest_megatron.method.advantages import group_relative, leave_one_out, overlong_penalty
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.method.curriculum import scheduled_weights
-from rest_megatron.method.feedback import FeedbackState
 from rest_megatron.method.ratio import sequence_ppo_loss
 from rest_megatron.method.reference_weights import reference_weights
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.method.weights import region_sums, token_statistic, token_weights
+from rest_megatron.method.weights import WeightState, region_sums, token_statistic, token_weights
 from tests.golden import files
 
 
@@ -49,7 +48,7 @@ def test_weights_of_the_paper(case):
     )
     statistic = token_statistic(case["rule"], entropy.double(), collision.double(), torch.ones(len(index)))
     sums, counts = region_sums(statistic, regions)
-    by_region = scheduled_weights(sums / counts, case["progress"], FeedbackState(), settings)
+    by_region = scheduled_weights(sums / counts, case["progress"], WeightState(), settings)
     weights = token_weights(by_region, regions, index, len(lengths))
     assert weights.tolist() == pytest.approx([x for answer in case["expected"] for x in answer], rel=4e-6)
 

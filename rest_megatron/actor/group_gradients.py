@@ -1,0 +1,67 @@
+"""The gradient of one group of answers, as a list of this rank's shards, and inner products over the whole model.
+
+Weights, optimizer and schedule stay as they are. A gradient is float32, one tensor for each parameter of this rank in
+their order, summed over data-parallel ranks; a parameter of which a rank has only a copy counts once.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from rest_megatron.actor.actor import Actor
+from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
+from rest_megatron.types import PolicyStreams, Trajectory
+
+
+def of_group(
+    trajectories: Sequence[Trajectory], group_index: Sequence[int], streams: PolicyStreams, group: int
+) -> tuple[list[Trajectory], PolicyStreams]:
+    """This rank's answers of a group, and their entries of `streams`.
+
+    group_index: the group of each of the trajectories, whose target tokens `streams` are over.
+    """
+    lengths = torch.tensor([t.num_targets for t in trajectories], dtype=torch.int64)
+    token_groups = torch.tensor(group_index, dtype=torch.int64).repeat_interleave(lengths)
+    tokens = (token_groups == group).nonzero().squeeze(1).to(streams.loss_weights.device)
+    return [t for t, own in zip(trajectories, group_index, strict=True) if own == group], streams.select(tokens)
+
+
+def group_gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:
+    """Of the policy loss of these answers of all data-parallel ranks. Collective."""
+    actor.policy.train()
+    actor.zero.begin()
+    actor.run(trajectories, partial(actor.policy_loss, streams), forward_only=False)
+    sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
+    gradients = []
+    for parameter in actor.policy.parameters():
+        own = accumulated_gradient(actor.zero.optimizer, parameter)
+        copy = torch.zeros_like(parameter, dtype=torch.float32) if own is None else own.to(torch.float32, copy=True)
+        dist.all_reduce(copy, group=actor.parallel.dp_group)
+        # The schedule's loss carries a factor of the data-parallel size, for DeepSpeed's mean.
+        gradients.append(copy.div_(actor.parallel.dp_size))
+    actor.zero.discard()
+    return gradients
+
+
+def inner_products(
+    actor: Actor, gradient: list[Tensor], others: Sequence[list[Tensor]], metric: list[Tensor] | None = None
+) -> Tensor:
+    """float64 [len(others)], on the CPU: sum_j d_j gradient_j other_j over the whole model. Collective.
+
+    metric: d, a positive float32 number for each entry of a gradient; None: all 1.
+    """
+    totals = torch.zeros(len(others), dtype=torch.float64, device=actor.parallel.device)
+    for place, parameter in enumerate(actor.policy.parameters()):
+        sharded = getattr(parameter, "tensor_model_parallel", False)
+        copied = getattr(parameter, COUNTED_ELSEWHERE, False)
+        if copied or not (sharded or actor.parallel.tp_rank == 0):
+            continue
+        own = gradient[place] if metric is None else gradient[place] * metric[place]
+        for number, other in enumerate(others):
+            totals[number] += torch.sum(own * other[place], dtype=torch.float64)
+    dist.all_reduce(totals, group=parallel_state.get_model_parallel_group())
+    return totals.cpu()

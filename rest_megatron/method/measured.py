@@ -42,8 +42,9 @@ def measured_weights(base: Tensor, measured: MeasuredRegions, settings: WeightsC
     """float64 [4]: the rule's weights `base` [4], moved towards s_r / v_r as far as the measurement is sure of it.
 
     The ratios are scaled to mean 1 over the measured regions, negative ones counting 0. A distance d from the base, of
-    standard error e, counts d^2 / (d^2 + e^2) of itself: all where it stands out, nothing where it is noise. Then the
-    clamp of all rules holds. A region without a measured noise keeps its base, as do all where no signal is positive.
+    standard error e, counts max(0, 1 - e^2 / d^2) of itself: nothing where it is within its error (the positive part of
+    James and Stein's estimator; d^2 - e^2 is the true square without bias). Then the clamp of all rules holds. A region
+    without a measured noise keeps its base, as do all where no signal is positive.
     """
     signal, noise, error = (base.new_tensor(values) for values in (measured.signal, measured.noise, measured.error))
     seen = noise > 0
@@ -53,6 +54,7 @@ def measured_weights(base: Tensor, measured: MeasuredRegions, settings: WeightsC
         return base
     distance = ratio / mean - base
     spread = error / noise.where(seen, 1.0) / mean
-    certain = distance.square() / (distance.square() + spread.square()).clamp(min=torch.finfo(torch.float64).tiny)
+    tiny = torch.finfo(torch.float64).tiny
+    certain = (1.0 - spread.square() / distance.square().clamp(min=tiny)).clamp(min=0.0)
     moved = (base + distance * certain).clamp(settings.clamp_min, settings.clamp_max)
     return torch.where(seen, moved, base)

@@ -18,15 +18,13 @@ def test_a_sure_measurement_weighs_by_signal_over_noise():
 
 
 def test_a_distance_counts_as_far_as_its_standard_error_lets_it():
-    signal, noise = (4.0, 2.0, 1.0, 1.0), (1.0, 2.0, 1.0, 1.0)
-    scaled = torch.tensor([4.0, 1.0, 1.0, 1.0], dtype=torch.float64) / 1.75
-    error = torch.tensor([0.0, 7.0, 1.75, 1e9], dtype=torch.float64)
-    spread = error / torch.tensor(noise) / 1.75
-    distance = scaled - BASE
-    expected = BASE + distance**3 / (distance**2 + spread**2)
-    weights = measured_weights(BASE, MeasuredRegions(signal, noise, tuple(error.tolist())), WIDE)
-    torch.testing.assert_close(weights, expected)
-    assert weights[0] == pytest.approx(4 / 1.75) and weights[3] == pytest.approx(0.3)
+    signal, noise = (4.0, 2.0, 6.0, 1.0), (1.0, 2.0, 1.0, 1.0)
+    error = (0.0, 7.0, 3.0, 1e9)
+    weights = measured_weights(BASE, MeasuredRegions(signal, noise, error), WIDE).tolist()
+    distance, spread = 6 / 3 - 0.9, 3 / 3  # the ratios 4, 1, 6 and 1 have mean 3
+    assert weights[0] == pytest.approx(4 / 3)  # sure
+    assert weights[2] == pytest.approx(0.9 + distance * (1 - spread**2 / distance**2))
+    assert weights[1] == 0.8 and weights[3] == 0.3  # within their errors of the base
 
 
 def test_weights_stay_within_the_clamp_and_a_negative_signal_is_at_its_lower_end():

@@ -47,7 +47,7 @@ def loss_gradient(actor: Actor, trajectories: Sequence[Trajectory], loss: Callab
         copy = torch.zeros_like(parameter, dtype=torch.float32) if own is None else own.to(torch.float32, copy=True)
         dist.all_reduce(copy, group=actor.parallel.dp_group)
         # The schedule's loss carries a factor of the data-parallel size, for DeepSpeed's mean.
-        gradients.append(copy.div_(actor.parallel.dp_size))
+        gradients.append(copy.div_(actor.parallel.dp_size).view(parameter.shape))  # DeepSpeed keeps bf16's flat
     actor.zero.discard()
     return gradients
 

@@ -12,6 +12,7 @@ from tests.system.runs import make_run
 TP2, PP2 = "parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
 BF16 = "model.dtype=bfloat16"
 VPP2 = "parallel.virtual_pipeline_model_parallel_size=2"
+MEASURED = ["weights.rule=measured", "weights.freeze_after=2", "weights.measure_every=1", "rollout.prompts_per_step=4"]
 LAYOUTS = {
     "one": (1, []),
     "one, bf16": (1, [BF16]),
@@ -19,7 +20,7 @@ LAYOUTS = {
     "pp2, tied": (2, [PP2]),
     "pp2 vpp2": (2, [PP2, VPP2]),
     "dp2": (2, []),
-    "dp2, bf16": (2, [BF16]),
+    "dp2, bf16, measured": (2, [BF16, *MEASURED]),
     "tp2 pp2": (4, [TP2, PP2]),
 }
 STEPS = 4

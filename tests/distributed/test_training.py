@@ -14,6 +14,7 @@ from tests.system.runs import make_run
 METHODS = sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])
 SEQUENCE_PARALLEL = [*CUT, "parallel.sequence_parallel=true", "kernels.level=hidden"]
 EXTRA = {"kl": ["algorithm.kl_coef=0.1"], "lm_head": ["weights.rule=lm_head"], "poster": ["reward.preset=poster"]}
+MEASURED = ["weights.rule=measured", "weights.freeze_after=2", "weights.measure_every=1", "train.steps=4"]
 
 
 @pytest.mark.parametrize("file", METHODS, ids=[path.stem for path in METHODS])
@@ -90,6 +91,17 @@ def test_score_gives_a_dump_the_scores_it_was_trained_with(pool, tmp_path):
 def test_an_option_trains_alike_with_sequence_parallelism_and_hidden_states(pool, tmp_path, extra):
     alone = read_metrics(run(pool, tmp_path / "one", 1, overrides=extra))
     same(read_metrics(run(pool, tmp_path / "cut", 4, overrides=[*SEQUENCE_PARALLEL, *extra])), alone)
+
+
+def test_weights_of_measured_gradients_are_the_same_on_every_layout(pool, tmp_path):
+    settings = [*MEASURED, "rollout.prompts_per_step=6", "optim.eps=1e-3"]
+    alone = read_metrics(run(pool, tmp_path / "one", 1, overrides=settings))
+    same(read_metrics(run(pool, tmp_path / "cut", 4, overrides=[*SEQUENCE_PARALLEL, *settings])), alone)
+    assert ["measured/cost" in row for row in alone] == [False, True, True, True]
+    assert all(0 < row["measured/cost"] <= 4 for row in alone[1:])
+    plain = read_metrics(run(pool, tmp_path / "rule", 1, overrides=[*settings, "weights.rule=score_bound"]))
+    changed = [a["weight/format"] != b["weight/format"] for a, b in zip(alone, plain, strict=True)]
+    assert changed[:3] == [False, False, True]  # a measurement counts from the next step on
 
 
 def test_uniform_weights_measure_the_same_variance_as_themselves(pool, tmp_path):

@@ -66,7 +66,7 @@ def train_step(
             batch = make_batch(session, experience)  # answers -> this rank's vectors
             old = session.actor.log_probs(batch.trajectories)  # log-prob, entropy, collision per token; no gradient
             weights = token_weights(session, experience, batch, old, state)  # entropy -> region -> curriculum -> mean 1
-            done = update(session, batch, old, weights, state)  # Megatron schedule, clipped loss, ZeRO step
+            done = update(session, experience, batch, old, weights, state)  # Megatron schedule, clipped loss, ZeRO step
             metrics |= measure(session, experience, batch, old, weights, done)
             metrics["time/update"] = time.perf_counter() - learning
             if config.rollout.dump:

@@ -249,6 +249,13 @@ class Actor:
         )
         return loss, sums | {"entropy": (stats.entropy[batch.rows] * (streams.loss_weights != 0)).sum()}
 
+    def reward_loss(self, rewards: Tensor, batch: MicroBatch, hidden: Tensor) -> tuple:
+        """-sum_t rewards_t log p_t of one micro-batch, [T] float32 over this rank's target tokens, for the schedule."""
+        out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=False)
+        loss = -(rewards[batch.index] * out.log_probs[batch.rows]).sum()
+        sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}
+        return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
+
     def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, hidden: Tensor) -> tuple:
         out = self.head.token_stats(hidden, batch.labels, temperature=1.0, collision=False)
         loss = -out.log_probs.sum() / num_tokens_global

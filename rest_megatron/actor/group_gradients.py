@@ -4,7 +4,7 @@ Weights, optimizer and schedule stay as they are. A gradient is float32, one ten
 their order, summed over data-parallel ranks; a parameter of which a rank has only a copy counts once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -32,9 +32,14 @@ def of_group(
 
 def group_gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:
     """Of the policy loss of these answers of all data-parallel ranks. Collective."""
+    return loss_gradient(actor, trajectories, partial(actor.policy_loss, streams))
+
+
+def loss_gradient(actor: Actor, trajectories: Sequence[Trajectory], loss: Callable[..., tuple]) -> list[Tensor]:
+    """Of another loss, one of the actor's as its schedule takes it. Collective."""
     actor.policy.train()
     actor.zero.begin()
-    actor.run(trajectories, partial(actor.policy_loss, streams), forward_only=False)
+    actor.run(trajectories, loss, forward_only=False)
     sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
     gradients = []
     for parameter in actor.policy.parameters():

@@ -8,9 +8,8 @@ of prompts and answers, g has a mean and a covariance C, of which this estimates
     standard_error     of tr C, from the spread of |g_i|^2 over the groups: sd(|g_i|^2) / sqrt(n)
     relative           tr C / |E g|^2, the noise-to-signal ratio ("simple noise scale", arXiv 1812.06162)
 
-Token weights change the expected gradient as well as its noise: only the relative number compares two weightings.
-Every parameter counts, over all tensor- and pipeline-parallel shards. Costs one pass per group, and two float32 copies
-of this rank's gradient.
+Token weights change the expected gradient as well as its noise: of these numbers only the relative one compares two
+weightings, and it does not tell which learns better (`comparison`).
 """
 
 import math
@@ -18,15 +17,9 @@ from collections.abc import Sequence
 from statistics import stdev
 from typing import NamedTuple
 
-from torch import Tensor
-
-from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.group_gradients import group_gradient, inner_products, of_group
-from rest_megatron.types import PolicyStreams, Trajectory
-
 
 class GradientVariance(NamedTuple):
-    """Variance of one group's gradient, see above. variance and relative are nan for fewer than two groups."""
+    """Variance of one group's gradient, see above."""
 
     variance: float
     mean_norm_squared: float
@@ -59,31 +52,8 @@ def mean_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def gradient_variance(
-    actor: Actor,
-    trajectories: Sequence[Trajectory],
-    group_index: Sequence[int],
-    num_groups: int,
-    streams: PolicyStreams,
-) -> GradientVariance:
-    """Measure it for the policy loss. Collective; weights, optimizer and schedule stay as they are.
-
-    trajectories: this data-parallel rank's; group_index: the group of each, 0 .. num_groups - 1 over all ranks;
-    streams: over their tokens, normalised as for one update with all of them.
-    """
-    if num_groups < 2:
-        return GradientVariance(math.nan, math.nan, (math.nan,) * num_groups)
-    total: list[Tensor] = []
-    squares: list[float] = []
-    for group in range(num_groups):
-        gradient = group_gradient(actor, *of_group(trajectories, group_index, streams, group))
-        squares.append(float(inner_products(actor, gradient, [gradient])))
-        total = [a.add_(b) for a, b in zip(total, gradient, strict=True)] if total else gradient
-    return _moments(squares, float(inner_products(actor, total, [total])))
-
-
-def _moments(squares: Sequence[float], total_squared: float) -> GradientVariance:
-    """From each |g_i / n|^2 and |sum_i g_i / n|^2: what was accumulated are the groups' shares g_i / n of the step."""
+def from_moments(squares: Sequence[float], total_squared: float) -> GradientVariance:
+    """From each |g_i / n|^2 and |sum_i g_i / n|^2, of the groups' shares g_i / n of a step; at least two groups."""
     n = len(squares)
     variance = n * (n * sum(squares) - total_squared) / (n - 1)
     return GradientVariance(variance, total_squared - variance / n, tuple(n * n * x for x in squares))

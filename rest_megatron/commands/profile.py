@@ -63,7 +63,7 @@ def measure(session: Session, experience: Experience, state: RunState) -> dict:
     variances = None
     if config.profile.gradient_variance and batch.num_groups > 1:
         streams = policy_streams(session, batch, stats, weights)
-        variances = gradient_variances(session, batch, streams, weights) or None
+        variances = gradient_variances(session, experience, batch, streams, weights) or None
     regions, lemma = _regions(session, batch, stats, weights, len(experience.trained))
     return {
         "model": config.model.path,

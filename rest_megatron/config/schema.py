@@ -157,8 +157,9 @@ class TrainConfig:
     export_interval: int = key(0, "Steps between Hugging Face exports; 0: at the end only.", ge=0)
     gradient_variance_interval: int = key(
         0,
-        "Steps between measurements of the gradient's variance over groups, with these token weights and with uniform "
-        "ones; each costs two more passes over the step's answers. 0: never.",
+        "Steps between measurements of what these token weights do to the gradient, against uniform ones: its variance "
+        "over groups, its direction, and what an Adam step along it gains; each costs two and a half more passes over "
+        "the step's answers. 0: never.",
         ge=0,
     )
     max_nonfinite: int = key(
@@ -207,7 +208,7 @@ class ProfileConfig:
 
     prompts: int = key(32, "Prompts of data.train to answer, each rollout.group_size times.", ge=1)
     progress: float = key(0.0, "Point of the run whose weights and rewards are used (nu).", ge=0, le=1)
-    gradient_variance: bool = key(True, "Also measure the gradient's variance, with these weights and uniform ones.")
+    gradient_variance: bool = key(True, "Also measure gradients: variance, direction and gain of these weights.")
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,21 @@ The dict holds
     reward             name -> mean over answers
     lemma_2            tokens, violations, mean_ratio (of score norm to bound)
     gradient_variance  None, or uniform and weights, each: variance, standard_error, mean_norm_squared, relative,
-                     groups; weights also difference_error, of the difference between the two variances
+                     groups, gain, gain_error; weights also difference_error, of the difference between the two
+                     variances; together: cosine, gain_ratio, gain_difference, gain_difference_error
 
 A number that is nan or infinite was not measured.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
+from rest_megatron.observe.gradients import GAIN_NOTE, VARIANCE_NOTE, compared
 from rest_megatron.observe.page import render
 from rest_megatron.observe.picture import COLORS, subplots, to_png
-from rest_megatron.utils.text import text_table
+from rest_megatron.utils.text import Table, number, text_table
 
 # Heading, key in a region, format.
 COLUMNS = (
@@ -38,34 +39,19 @@ COLUMNS = (
     ("weight", "weight", "{:.3f}"),
     ("weight share", "weight_mass", "{:.3f}"),
 )
-VARIANCE_COLUMNS = ("token weights", "variance", "+-", "|mean|^2", "relative", "groups")
 LEGEND = """\
 score norm: mean of 1 - sum p^2, the exact E||s_t||^2; bound: mean of 1 - exp(-H); lm head: mean of (1 - sum p^2) |h|^2;
 max/bound: the largest ratio of score norm to bound at one token, at most 1 (Lemma 2)"""
-VARIANCE_NOTE = """\
-variance: of the gradient of one group of answers around the mean over groups, +- its standard error; relative: variance
-over the squared norm of that mean (noise to signal), which is less certain still. Token weights change the expected
-gradient, so a smaller variance alone can be a smaller gradient: read both, and take more prompts when in doubt."""
-UNKNOWN = "-"
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Header and rows."""
-
-
-class Variance(NamedTuple):
-    """The gradient's variance under uniform weights and under these, and how to read it."""
-
-    table: Table
-    change: str
-    note: str
 
 
 def profile_table(profile: Mapping) -> str:
-    """The profile as text: facts, a table of regions, Lemma 2, and the gradient's variance when it was measured."""
+    """The profile as text: facts, a table of regions, Lemma 2, and what was measured of gradients."""
     blocks = ["  ".join(f"{name} {value}" for name, value in _facts(profile))]
     blocks += [text_table(*_region_table(profile)), LEGEND, _lemma_2(profile)]
-    variance = _variance(profile)
-    if variance is not None:
-        blocks += [text_table(*variance.table), variance.change, variance.note]
+    gradients = compared(profile["gradient_variance"])
+    if gradients is not None:
+        blocks += [text_table(*gradients.gains), gradients.gain, GAIN_NOTE]
+        blocks += [text_table(*gradients.variances), gradients.change, VARIANCE_NOTE]
     return "\n\n".join(blocks)
 
 
@@ -85,7 +71,9 @@ def write_profile(directory: Path, profile: Mapping) -> Path:
         regions=_region_table(profile),
         legend=LEGEND,
         lemma_2=_lemma_2(profile),
-        variance=_variance(profile),
+        gradients=compared(profile["gradient_variance"]),
+        gain_note=GAIN_NOTE,
+        variance_note=VARIANCE_NOTE,
     )
     path.write_text(page, encoding="utf-8")
     return path
@@ -93,13 +81,13 @@ def write_profile(directory: Path, profile: Mapping) -> Path:
 
 def _facts(profile: Mapping) -> list[tuple[str, str]]:
     facts = [(name, str(profile[name])) for name in ("model", "prompts", "answers")]
-    facts.append(("mean length", _number(profile["mean_length"], "{:.1f}")))
-    return facts + [(name, _number(value, "{:.3f}")) for name, value in profile["reward"].items()]
+    facts.append(("mean length", number(profile["mean_length"], "{:.1f}")))
+    return facts + [(name, number(value, "{:.3f}")) for name, value in profile["reward"].items()]
 
 
 def _region_table(profile: Mapping) -> Table:
     rows = [
-        (name, *(_number(region[key], form) for _, key, form in COLUMNS)) for name, region in profile["regions"].items()
+        (name, *(number(region[key], form) for _, key, form in COLUMNS)) for name, region in profile["regions"].items()
     ]
     return ("region", *(heading for heading, _, _ in COLUMNS)), rows
 
@@ -108,56 +96,8 @@ def _lemma_2(profile: Mapping) -> str:
     lemma = profile["lemma_2"]
     return (
         f"Lemma 2, 1 - sum p^2 <= 1 - exp(-H): {lemma['violations']} of {lemma['tokens']} tokens break it; "
-        f"the score norm is {_number(lemma['mean_ratio'], '{:.3f}')} of its bound on average"
+        f"the score norm is {number(lemma['mean_ratio'], '{:.3f}')} of its bound on average"
     )
-
-
-def _variance(profile: Mapping) -> Variance | None:
-    """What was measured of the gradient's variance."""
-    measured = profile["gradient_variance"]
-    if not measured:
-        return None
-    uniform, weights = measured["uniform"], measured["weights"]
-    rows = [
-        (
-            name,
-            _number(v["variance"], "{:.4g}"),
-            _number(v["standard_error"], "{:.2g}"),
-            _number(v["mean_norm_squared"], "{:.4g}"),
-            _number(v["relative"], "{:.4g}") if v["mean_norm_squared"] > 0 else "not measurable",
-            str(v["groups"]),
-        )
-        for name, v in (("uniform", uniform), ("these", weights))
-    ]
-    return Variance((VARIANCE_COLUMNS, rows), _variance_change(uniform, weights), VARIANCE_NOTE)
-
-
-def _variance_change(uniform: Mapping, weights: Mapping) -> str:
-    """How the weights change the two variances, in words."""
-    lost = [
-        f"{_number(v['mean_norm_squared'], '{:.4g}')} of {name} weights"
-        for name, v in (("uniform", uniform), ("these", weights))
-        if not v["mean_norm_squared"] > 0
-    ]
-    text = f"Against uniform weights, these change the variance by {_change(uniform['variance'], weights['variance'])}"
-    if uniform["variance"] > 0 and math.isfinite(weights["difference_error"]):
-        text += f" +- {100 * weights['difference_error'] / uniform['variance']:.1f}%"
-    if lost:
-        return (
-            f"{text}; the relative one cannot be measured: the unbiased |mean|^2 is {' and '.join(lost)}, lost in the "
-            "noise. Profile more prompts (profile.prompts)"
-        )
-    return f"{text}, the relative one by {_change(uniform['relative'], weights['relative'])}"
-
-
-def _change(before: float, after: float) -> str:
-    if not (math.isfinite(before) and math.isfinite(after) and before > 0):
-        return "an unknown amount"
-    return f"{100 * (after / before - 1):+.1f}%"
-
-
-def _number(value: float, form: str) -> str:
-    return form.format(value) if math.isfinite(value) else UNKNOWN
 
 
 def _finite(value: object) -> object:

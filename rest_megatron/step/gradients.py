@@ -1,51 +1,58 @@
-"""What the gradients of a step's groups tell, before its updates: their variance, and what each region has in them."""
+"""What the gradients of a step's groups tell, before its updates: of the step's weights, and of each region."""
 
 import math
 import time
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from rest_megatron.actor.comparison import ARMS, compare_gradients
 from rest_megatron.actor.region_gradients import measure_regions
-from rest_megatron.actor.variance import gradient_variance, mean_error
 from rest_megatron.config.schema import WeightsConfig
 from rest_megatron.method.regions import Region
 from rest_megatron.method.weights import WeightState
 from rest_megatron.session import Session
 from rest_megatron.step.streams import normalised, whole_batch
 from rest_megatron.step.weigh import StepWeights
-from rest_megatron.types import Batch, PolicyStreams
+from rest_megatron.types import Batch, Experience, PolicyStreams
 
 
 def gradient_variances(
-    session: Session, batch: Batch, streams: PolicyStreams, weights: StepWeights
+    session: Session, experience: Experience, batch: Batch, streams: PolicyStreams, weights: StepWeights
 ) -> dict[str, dict[str, float]]:
-    """`GradientVariance` of the groups' gradients on the same answers, with the step's "weights" and "uniform" ones.
+    """`Comparison` of the groups' gradients on the same answers, with the step's "weights" and "uniform" ones.
 
-    {} when nothing has any weight. That of "weights" also has difference_error: the standard error of the difference
-    between the two variances, from the differences of |g_i|^2 within each group.
+    {} when nothing has any weight.
     """
     whole = whole_batch(batch)
-    measured = []
-    for arm in (weights, uniform_weights(weights)):
-        own = normalised(session, batch, whole, streams, arm)
-        if own is None:
-            return {}
-        measured.append(gradient_variance(session.actor, batch.trajectories, batch.group_index, batch.num_groups, own))
-    ours, uniform = measured
-    error = mean_error([a - b for a, b in zip(ours.norms_squared, uniform.norms_squared, strict=True)])
-    return {"weights": ours.to_dict() | {"difference_error": error}, "uniform": uniform.to_dict()}
+    ours, uniform = (normalised(session, batch, whole, streams, arm) for arm in (weights, uniform_weights(weights)))
+    if ours is None or uniform is None:
+        return {}
+    rewards = reward_factors(experience, batch) * weights.importance
+    groups = (batch.trajectories, batch.group_index, batch.num_groups)
+    return compare_gradients(session.actor, *groups, (ours, uniform), rewards).to_dict()
 
 
-def gradient_variance_metrics(variances: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The variances as metrics, and the relative one of the step's weights over that of uniform ones."""
+def reward_factors(experience: Experience, batch: Batch) -> Tensor:
+    """[T] float32: what each token's log-prob is multiplied by in a group's gradient of the expected reward.
+
+    The reward of the token's answer less its group's mean, over the answers of a group.
+    """
+    totals = experience.totals
+    own = ((totals - totals.mean(dim=1, keepdim=True)) / totals.shape[1]).flatten()[batch.sample_index]
+    return own.float().to(batch.sequence_index.device)[batch.sequence_index]
+
+
+def gradient_variance_metrics(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The numbers as metrics, and the relative variance of the step's weights over that of uniform ones."""
     metrics = {
-        f"gradient_variance/{name}/{what}": value
-        for name, numbers in variances.items()
+        "/".join(["gradient_variance", *([] if name == "together" else [name]), what]): value
+        for name, numbers in found.items()
         for what, value in numbers.items()
         if what != "groups"
     }
-    ours, uniform = (variances.get(name, {}).get("relative", math.nan) for name in ("weights", "uniform"))
+    ours, uniform = (found.get(name, {}).get("relative", math.nan) for name in ARMS)
     comparable = math.isfinite(uniform) and uniform > 0
     return metrics | {"gradient_variance/relative_to_uniform": ours / uniform if comparable else math.nan}
 

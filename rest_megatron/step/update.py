@@ -17,7 +17,7 @@ from rest_megatron.step.gradients import (
 from rest_megatron.step.nonfinite import count_skipped
 from rest_megatron.step.streams import normalised, policy_streams
 from rest_megatron.step.weigh import StepWeights
-from rest_megatron.types import Batch, PolicyStreams, TokenStats
+from rest_megatron.types import Batch, Experience, PolicyStreams, TokenStats
 
 
 def planned_updates(config: Config) -> int:
@@ -26,18 +26,21 @@ def planned_updates(config: Config) -> int:
     return config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
 
 
-def update(session: Session, batch: Batch, old: TokenStats, weights: StepWeights, state: RunState) -> Update:
+def update(
+    session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, state: RunState
+) -> Update:
     """The updates of the step after state.step: all epochs over all mini-batches. Collective.
 
     The metrics are the mean of the updates', without those of the loss when no update was made, and what was measured
-    before them: the gradient's variance every train.gradient_variance_interval steps, and with weights.rule=measured
-    the regions' signal and noise, which the weights of later steps follow. log_probs [T] float32: under the weights
-    each token was last trained from, its old one where it was not read. Raises NonFiniteError as `count_skipped` does.
+    before them: every train.gradient_variance_interval steps what the weights do to the gradient, and with
+    weights.rule=measured the regions' signal and noise, which the weights of later steps follow. log_probs [T] float32:
+    under the weights each token was last trained from, its old one where it was not read. Raises NonFiniteError as
+    `count_skipped` does.
     """
     streams, interval = policy_streams(session, batch, old, weights), session.config.train.gradient_variance_interval
     metrics = {}
     if interval and (state.step + 1) % interval == 0 and batch.num_groups > 1:
-        metrics = gradient_variance_metrics(gradient_variances(session, batch, streams, weights))
+        metrics = gradient_variance_metrics(gradient_variances(session, experience, batch, streams, weights))
     if measurement_due(state.weights, state.step + 1, session.config.weights):
         state.weights, found = measured_regions(session, batch, streams, weights, state.weights)
         metrics |= found

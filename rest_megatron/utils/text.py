@@ -1,7 +1,13 @@
 """Text for people: nothing in it steers a terminal, numbers agree with their nouns, and columns align."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
+from typing import TypeAlias
+
+Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+UNKNOWN = "-"
 
 # Control, format (bidirectional, zero-width), surrogate, private and unassigned characters.
 _UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
@@ -25,6 +31,11 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Such as "1 row" or "3 rows"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def number(value: float, form: str) -> str:
+    """The value in a format such as "{:.3f}"; UNKNOWN where it is not finite."""
+    return form.format(value) if math.isfinite(value) else UNKNOWN
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

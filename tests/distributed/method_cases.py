@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.variance import gradient_variance
+from rest_megatron.actor.comparison import compare_gradients
 from rest_megatron.config import load
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.distributed.launch import Launch
@@ -64,15 +64,20 @@ def updated(launch: Launch, model: Path, layout: Layout, answers: Answers, algor
 
 
 def measured(launch: Launch, model: Path, layout: Layout, answers: Answers, groups: Sequence[int], probe: bool) -> dict:
-    """The variance of the groups' gradients, if asked, and the weights after an update that follows."""
+    """`compare_gradients`, if asked, and the weights after an update that follows.
+
+    The answers' loss weights against equal ones, with their advantages as rewards.
+    """
     actor, parallel = start(launch, make_config(model, layout))
     ours, mine = share(answers, parallel)
     numbers = {}
     if probe:
         own = [groups[i] for i in mine]
-        numbers = gradient_variance(actor, ours.trajectories, own, max(groups) + 1, ours.streams).to_dict()
+        others = ours.streams._replace(loss_weights=torch.full_like(ours.loss_weights, 1 / len(answers.old_log_probs)))
+        arms = (ours.streams, others)
+        numbers = compare_gradients(actor, ours.trajectories, own, max(groups) + 1, arms, ours.advantages).to_dict()
     metrics = actor.update(*ours).metrics
-    return {**numbers, "metrics": metrics, "weights": named(actor, parallel, lambda p: p.data.clone())}
+    return {"comparison": numbers, "metrics": metrics, "weights": named(actor, parallel, lambda p: p.data.clone())}
 
 
 def weighed(launch: Launch, model: Path, layout: Layout, overrides: Sequence[str], steps: int) -> dict:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.variance import gradient_variance
+from rest_megatron.actor.comparison import compare_gradients
 from rest_megatron.config.schema import ParallelConfig, RolloutConfig
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.distributed.parallel import Parallel
@@ -192,7 +192,8 @@ def updated_around_a_stop(
     def work():
         if measure:
             groups = [i % 2 for i in range(len(ours.trajectories))]
-            gradient_variance(actor, ours.trajectories, groups, 2, ours.streams)
+            arms = (ours.streams, ours.streams)
+            compare_gradients(actor, ours.trajectories, groups, 2, arms, ours.advantages)
         else:
             actor.update(*ours)
 

@@ -8,7 +8,7 @@ import torch
 from tests.distributed import noise
 from tests.distributed.cases import Layout, in_order, merged
 from tests.distributed.method_cases import TEXTS, measured, updated, weighed
-from tests.tiny import load, oracle, policy_loss, relative_error, response_logits
+from tests.tiny import load, policy_loss, relative_error, response_logits
 
 LAYOUTS = [
     Layout(max_tokens=2000),
@@ -100,16 +100,41 @@ def test_the_reference_policy_stays_where_the_run_began(pool, tiny_model, answer
         assert result["reference_stays"] is True and result["moved"] > 1e-4
 
 
+def flat_gradients(model_path, answers, loss):
+    """float64 [groups, parameters]: the gradient of each group's loss, from Hugging Face."""
+    rows = []
+    for group in sorted(set(GROUPS)):
+        own = answers.select([i for i, g in enumerate(GROUPS) if g == group])
+        model = load(model_path, torch.float64)
+        loss(response_logits(model, own.trajectories), own).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        rows.append(torch.cat([gradients[name].flatten() for name in sorted(gradients)]))
+    return torch.stack(rows)
+
+
+def minus_reward(logits, answers):
+    """Of each token: its advantage times its log-prob."""
+    _, log_probs, _ = policy_loss(logits, answers)
+    return -(answers.advantages.double() * log_probs).sum()
+
+
 @pytest.fixture(scope="module")
 def group_gradients(tiny_model, answers):
-    """Each group's gradient from Hugging Face in float64, flat, for the untied and the tied model."""
-    found = {False: [], True: []}
-    for tied, rows in found.items():
-        for group in sorted(set(GROUPS)):
-            own = answers.select([i for i, g in enumerate(GROUPS) if g == group])
-            gradients = oracle(tiny_model(tied=tied), own).gradients
-            rows.append(len(set(GROUPS)) * torch.cat([gradients[name].flatten() for name in sorted(gradients)]))
-    return {tied: torch.stack(rows) for tied, rows in found.items()}
+    """`group_gradients(tied)`: each group's gradients with the answers' weights, with equal ones, and of the reward."""
+    equal = replace(answers, loss_weights=torch.full_like(answers.loss_weights, 1 / len(answers.old_log_probs)))
+    found = {}
+    for tied in (False, True):
+        path = tiny_model(tied=tied)
+        arms = [4 * flat_gradients(path, own, lambda *args: policy_loss(*args)[0]) for own in (answers, equal)]
+        found[tied] = (*arms, flat_gradients(path, answers, minus_reward))
+    return found
+
+
+def gains(rows, rewards):
+    """Of each group of the second half, by a step along the first half's Adam direction."""
+    first = rows[:2]
+    second = first.mean(0).square() + (first.square().mean(0) - first.mean(0).square()) / 2
+    return rewards[2:] @ (first.mean(0) / second.sqrt().clamp(min=1e-300))
 
 
 @pytest.mark.parametrize(
@@ -117,19 +142,34 @@ def group_gradients(tiny_model, answers):
     [(False, layout) for layout in (*LAYOUTS, Layout(tp=2, pp=2, vpp=2))] + [(True, Layout(tp=2, pp=2, sp=True))],
     ids=str,
 )
-def test_gradient_variance_is_the_sample_variance_of_the_groups_gradients(
-    pool, tiny_model, answers, group_gradients, tied, layout
-):
-    group_gradients = group_gradients[tied]
-    variance = float(group_gradients.var(dim=0, correction=1).sum())
-    mean = float(group_gradients.mean(dim=0).square().sum()) - variance / len(group_gradients)
-    error = float(group_gradients.square().sum(dim=1).std(correction=1)) / len(group_gradients) ** 0.5
+def test_gradients_are_compared_as_hugging_faces(pool, tiny_model, answers, group_gradients, tied, layout):
+    *arms, rewards = group_gradients[tied]
+    wanted = []
+    for rows in arms:
+        variance = float(rows.var(dim=0, correction=1).sum())
+        mean = float(rows.mean(dim=0).square().sum()) - variance / len(rows)
+        error = float(rows.square().sum(dim=1).std(correction=1)) / len(rows) ** 0.5
+        wanted.append((variance, mean, error))
+    found = [gains(rows, rewards) for rows in arms]
+    difference = found[0] - found[1]
+    pairs = arms[0] @ arms[1].T
+    product = float(pairs.sum() - pairs.trace()) / 12
     for result in pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, True):
-        assert result["groups"] == 4
-        assert result["standard_error"] == pytest.approx(error, rel=1e-5)
-        assert result["variance"] == pytest.approx(variance, rel=1e-5)
-        assert result["mean_norm_squared"] == pytest.approx(mean, rel=1e-4, abs=1e-5 * variance)
-        assert result["relative"] == pytest.approx(variance / mean if mean > 0 else float("inf"), rel=1e-4)
+        for name, gain, (variance, mean, error) in zip(("weights", "uniform"), found, wanted, strict=True):
+            numbers = result["comparison"][name]
+            assert numbers["groups"] == 4
+            assert numbers["standard_error"] == pytest.approx(error, rel=1e-5)
+            assert numbers["variance"] == pytest.approx(variance, rel=1e-5)
+            assert numbers["mean_norm_squared"] == pytest.approx(mean, rel=1e-4, abs=1e-5 * variance)
+            assert numbers["relative"] == pytest.approx(variance / mean if mean > 0 else float("inf"), rel=1e-4)
+            assert numbers["gain"] == pytest.approx(float(gain.mean()), rel=1e-4, abs=1e-5 * float(gain.abs().max()))
+            assert numbers["gain_error"] == pytest.approx(float(gain.std()) / 2**0.5, rel=1e-4)
+        together = result["comparison"]["together"]
+        ours, equal = (mean for _, mean, _ in wanted)
+        cosine = product / (ours * equal) ** 0.5 if min(ours, equal) > 0 else float("nan")
+        assert together["cosine"] == pytest.approx(cosine, rel=1e-4, nan_ok=tied)
+        assert together["gain_difference"] == pytest.approx(float(difference.mean()), rel=1e-3)
+        assert together["gain_difference_error"] == pytest.approx(float(difference.std()) / 2**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -70,7 +70,9 @@ def test_gradient_variance_is_that_of_the_cpu(cuda_pool, pool, tiny_model, layou
     groups = tuple(i // 4 for i in range(16))
     (want,) = pool.run(measured, 1, tiny_model(), Layout(), make_answers(), groups, True)
     for result in cuda_pool.run(measured, layout.world_size, tiny_model(), layout, make_answers(), groups, True):
-        assert result["variance"] == pytest.approx(want["variance"], rel=1e-3)
+        for arm in ("weights", "uniform"):
+            assert result["comparison"][arm]["variance"] == pytest.approx(want["comparison"][arm]["variance"], rel=1e-3)
+            assert result["comparison"][arm]["gain"] == pytest.approx(want["comparison"][arm]["gain"], rel=1e-2)
 
 
 @pytest.mark.parametrize("overrides", [(), ("weights.scope=response",), ("weights.preset=reference",)], ids=str)

@@ -46,7 +46,15 @@ PROFILE = {
     "reward": {"reward/mean": 2.5, "reward/format": 0.75},
     "lemma_2": {"tokens": 1000, "violations": 0, "mean_ratio": 0.8768},
     "gradient_variance": {
-        "uniform": {"variance": 4.0, "standard_error": 0.5, "mean_norm_squared": 0.5, "relative": 8.0, "groups": 16},
+        "uniform": {
+            "variance": 4.0,
+            "standard_error": 0.5,
+            "mean_norm_squared": 0.5,
+            "relative": 8.0,
+            "groups": 16,
+            "gain": 2.5,
+            "gain_error": 0.5,
+        },
         "weights": {
             "variance": 1.0,
             "standard_error": 0.25,
@@ -54,7 +62,10 @@ PROFILE = {
             "mean_norm_squared": 0.25,
             "relative": 4.0,
             "groups": 16,
+            "gain": 3.0,
+            "gain_error": 0.75,
         },
+        "together": {"cosine": 0.875, "gain_ratio": 1.2, "gain_difference": 0.5, "gain_difference_error": 0.125},
     },
 }
 
@@ -81,6 +92,22 @@ def test_the_table_says_what_the_weights_do_to_the_variance_and_what_it_means():
     assert "these change the variance by -75.0% +- 7.5%, the relative one by -50.0%" in text
     assert ["uniform", "4", "0.5", "0.5", "8", "16"] in [line.split() for line in text.splitlines()]
     assert "Token weights change the expected gradient" in " ".join(text.split()) and "noise to signal" in text
+
+
+def test_the_table_says_what_a_step_gains_and_that_noise_to_signal_ranks_nothing():
+    text = profile_table(PROFILE)
+    assert "an Adam step with these gains +0.5 +- 0.12, 1.200 times as much; cosine 0.875" in text
+    assert [["uniform", "2.5", "0.5"], ["these", "3", "0.75"]] == [
+        line.split() for line in text.splitlines() if line.startswith(("uniform", "these ")) and len(line.split()) == 3
+    ]
+    assert "noise to signal did not rank methods" in " ".join(text.split())
+
+
+def test_a_cosine_and_a_ratio_that_were_not_measured_are_said_so():
+    profile = deepcopy(PROFILE)
+    profile["gradient_variance"]["together"] |= {"cosine": NAN, "gain_ratio": NAN, "gain_difference_error": NAN}
+    text = profile_table(profile)
+    assert "gains +0.5 +- -; the cosine cannot be measured" in text and "nan" not in text
 
 
 @pytest.mark.parametrize("kind, named", [("uniform", "uniform weights"), ("weights", "these weights")])
@@ -115,6 +142,7 @@ def test_the_files_hold_the_profile(tmp_path):
     png = base64.b64decode(picture["src"].removeprefix("data:image/png;base64,"))
     assert png == (path.parent / "profile.png").read_bytes() and png.startswith(b"\x89PNG")
     assert "format 600 0.600 30.0 0.0500 0.0200 0.0300 0.998 12.35 0.500 0.300".split() in page.rows
+    assert ["these", "3", "0.75"] in page.rows
     assert ["these", "1", "0.25", "0.25", "4", "16"] in page.rows and ["reward/mean", "2.500"] in page.rows
     assert ["model", "models/tiny"] in page.rows
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}

@@ -1,7 +1,8 @@
 """Squared norms of single tokens' scores over the whole model, by one backward pass per candidate token.
 
 The gradient of log p(y | prefix) is that of a trajectory whose only target is its last token, y. Data-parallel ranks
-work on different tokens and reduce nothing; they only make the same number of passes, as the schedule requires.
+work on different tokens and reduce nothing; they only make the same number of passes, for in each all ask whether to
+stop.
 """
 
 from collections.abc import Sequence

@@ -148,6 +148,16 @@ class Diff:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Options of `profile`."""
+
+    tokens: Annotated[
+        int,
+        Option("also the true score norm of about N sampled tokens, by some six backward passes each (0: not)", "N"),
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """Options of `check`."""
 
@@ -170,7 +180,9 @@ _COMMANDS = (
     Command(
         "profile",
         "measure entropy and score norm by region, and the gradient variance that the weights save",
-        "torchrun --nproc-per-node 2 -m rest_megatron profile -c examples/quickstart/rest.yaml run.dir=runs/profile",
+        "torchrun --nproc-per-node 2 -m rest_megatron profile -c examples/quickstart/rest.yaml run.dir=runs/profile "
+        "--tokens 500",
+        Profile,
         every_rank=True,
     ),
     Command(

@@ -4,11 +4,12 @@ Answers are sampled, scored and weighed as a training step would; nothing is upd
 is written.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
 
+from rest_megatron.commands.catalogue import Profile
 from rest_megatron.commands.inputs import read_prompts
 from rest_megatron.config.schema import Config
 from rest_megatron.data.tokenizer import read_tokenizer
@@ -17,12 +18,14 @@ from rest_megatron.method.regions import Region
 from rest_megatron.method.weights import region_sums
 from rest_megatron.observe.profile import profile_table, write_profile
 from rest_megatron.observe.rollouts import length_metrics
+from rest_megatron.observe.score_norm import summary
 from rest_megatron.session import Session, open_session
 from rest_megatron.state import RunState, new_state
 from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import collect
 from rest_megatron.step.gradients import gradient_variances
 from rest_megatron.step.score import reward_metrics
+from rest_megatron.step.score_norm import token_norms
 from rest_megatron.step.streams import policy_streams
 from rest_megatron.step.weigh import StepWeights, global_means, token_weights
 from rest_megatron.types import Batch, Experience, TokenStats
@@ -31,8 +34,11 @@ from rest_megatron.types import Batch, Experience, TokenStats
 TOLERANCE = 1e-6
 
 
-def main(config: Config, launch: Launch) -> None:
-    """Run the `profile` command on this rank: write run.dir/profile.{json,png,html} and show the table."""
+def main(config: Config, options: Profile, launch: Launch) -> None:
+    """Run the `profile` command on this rank: write run.dir/profile.{json,png,html} and show the table.
+
+    options.tokens: of how many tokens the true score norm is measured, 0 for none.
+    """
     tokenizer = read_tokenizer(config)
     prompts = read_prompts(config, tokenizer, config.data.train)
     wanted = min(config.profile.prompts, len(prompts))
@@ -49,6 +55,9 @@ def main(config: Config, launch: Launch) -> None:
             session, step, lambda n: [prompts[i] for i in state.cursor.next_batch(n)], config.profile.progress
         )
         profile = measure(session, experience, state)
+        if options.tokens:
+            tokens, shares = token_norms(session, experience, options.tokens)
+            profile["score_norm"] = summary([asdict(token) for token in tokens], shares, config.weights)
         if session.is_main:
             page = write_profile(session.run_dir, profile)
             session.progress.write(f"{profile_table(profile)}\n\nwrote {page}")
@@ -74,6 +83,7 @@ def measure(session: Session, experience: Experience, state: RunState) -> dict:
         "regions": regions,
         "lemma_2": lemma,
         "gradient_variance": variances,
+        "score_norm": None,
     }
 
 

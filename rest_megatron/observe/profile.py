@@ -12,6 +12,7 @@ The dict holds
     gradient_variance  None, or uniform and weights, each: variance, standard_error, mean_norm_squared, relative,
                      groups, gain, gain_error; weights also difference_error, of the difference between the two
                      variances; together: cosine, gain_ratio, gain_difference, gain_difference_error
+    score_norm         None, or the dict of `observe.score_norm`
 
 A number that is nan or infinite was not measured.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from rest_megatron.observe.gradients import GAIN_NOTE, VARIANCE_NOTE, compared
 from rest_megatron.observe.page import render
 from rest_megatron.observe.picture import COLORS, subplots, to_png
+from rest_megatron.observe.score_norm import NOTE, draw_norms, norm_tables
 from rest_megatron.utils.text import Table, number, text_table
 
 # Heading, key in a region, format.
@@ -52,6 +54,8 @@ def profile_table(profile: Mapping) -> str:
     if gradients is not None:
         blocks += [text_table(*gradients.gains), gradients.gain, GAIN_NOTE]
         blocks += [text_table(*gradients.variances), gradients.change, VARIANCE_NOTE]
+    if profile["score_norm"]:
+        blocks += [_norms_heading(profile), *(text_table(*table) for table in norm_tables(profile["score_norm"])), NOTE]
     return "\n\n".join(blocks)
 
 
@@ -74,9 +78,28 @@ def write_profile(directory: Path, profile: Mapping) -> Path:
         gradients=compared(profile["gradient_variance"]),
         gain_note=GAIN_NOTE,
         variance_note=VARIANCE_NOTE,
+        norms=_norms(profile),
     )
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _norms(profile: Mapping) -> dict | None:
+    """What the page shows of true score norms."""
+    measured = profile["score_norm"]
+    if not measured:
+        return None
+    return {
+        "heading": _norms_heading(profile),
+        "png": draw_norms(measured),
+        "tables": norm_tables(measured),
+        "note": NOTE,
+    }
+
+
+def _norms_heading(profile: Mapping) -> str:
+    measured = profile["score_norm"]
+    return f"True score norm of {measured['tokens']} tokens, by {measured['passes']} backward passes"
 
 
 def _facts(profile: Mapping) -> list[tuple[str, str]]:
@@ -103,6 +126,8 @@ def _lemma_2(profile: Mapping) -> str:
 def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

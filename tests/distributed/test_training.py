@@ -164,7 +164,7 @@ def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_pa
     found = []
     for name, world_size, layout in (("one", 1, []), ("cut", 4, CUT), ("data", 2, [])):
         settings = ["profile.prompts=4", "algorithm.kl_coef=0.1", *layout]
-        run_dir = run(pool, tmp_path / name, world_size, "profile", overrides=settings)
+        run_dir = run(pool, tmp_path / name, world_size, "profile 12", overrides=settings)
         assert (run_dir / "profile.png").read_bytes().startswith(b"\x89PNG")
         assert "lemma" in (run_dir / "profile.html").read_text().lower()
         found.append(json.loads((run_dir / "profile.json").read_text()))
@@ -176,8 +176,14 @@ def test_profile_tells_the_same_on_every_layout_and_the_bound_holds(pool, tmp_pa
     for other in found[1:]:
         for name, numbers in alone["regions"].items():
             assert other["regions"][name] == pytest.approx(numbers, rel=1e-4)
-        for name, numbers in alone["gradient_variance"].items():
-            assert other["gradient_variance"][name] == pytest.approx(numbers, rel=1e-3, abs=1e-8)
+        gradients = alone["gradient_variance"]
+        for name in ("weights", "uniform"):
+            assert other["gradient_variance"][name] == pytest.approx(gradients[name], rel=1e-3, abs=1e-8)
+        size = sum(abs(gradients[name]["gain"]) for name in ("weights", "uniform"))  # of what is subtracted
+        together = pytest.approx(gradients["together"], rel=1e-3, abs=1e-3 * size)
+        assert other["gradient_variance"]["together"] == together
+        pairs = zip(other["score_norm"]["each"], alone["score_norm"]["each"], strict=True)
+        assert all(ours == pytest.approx(theirs, rel=1e-3, abs=1e-6) for ours, theirs in pairs)
 
 
 def test_a_judge_that_cannot_be_built_is_reported_by_every_rank(pool, tmp_path):

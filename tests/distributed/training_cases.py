@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from rest_megatron import session
 from rest_megatron.actor.actor import Actor
 from rest_megatron.commands import profile, rollout, train
+from rest_megatron.commands.catalogue import Profile
 from rest_megatron.config import load
 from rest_megatron.config.check import check_run
 from rest_megatron.distributed.launch import Launch
@@ -85,7 +86,10 @@ def ran(launch: Launch, command: str, files: Sequence[str], overrides: Sequence[
     check_run(config, launch.world_size)
     # The pool leaves the groups itself, after it has destroyed the engine.
     with mock.patch.object(build, "Sampler", engine), mock.patch.object(session, "shutdown"):
-        {"train": train.main, "profile": profile.main, "rollout": rollout.main}[command](config, launch)
+        if command.startswith("profile"):  # "profile" or "profile N"
+            profile.main(config, Profile(tokens=int(command[len("profile") :] or 0)), launch)
+        else:
+            {"train": train.main, "rollout": rollout.main}[command](config, launch)
 
 
 def refused(launch: Launch, overrides: Sequence[str], environment: Mapping[str, str]) -> str:

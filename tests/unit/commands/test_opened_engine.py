@@ -3,6 +3,7 @@
 import pytest
 
 from rest_megatron.commands import profile, sft
+from rest_megatron.commands.catalogue import Profile
 from rest_megatron.config import load
 from tests.system.runs import make_run
 
@@ -15,15 +16,15 @@ class Opened(Exception):
 
 @pytest.fixture
 def opened(monkeypatch, tmp_path):
-    """`opened(module)`: the configuration and the prompts with which a command opens its session."""
+    """`opened(module, *options)`: the configuration and the prompts with which a command opens its session."""
 
-    def get(module):
+    def get(module, *options):
         def open_session(config, launch, tokenizer, total_optimizer_steps, prompts=(), identity=None):
             raise Opened(config, prompts)
 
         monkeypatch.setattr(module, "open_session", open_session)
         with pytest.raises(Opened) as caught:
-            module.main(load((), [*make_run(tmp_path), *VLLM]), None)
+            module.main(load((), [*make_run(tmp_path), *VLLM]), *options, None)
         return caught.value.args
 
     return get
@@ -35,5 +36,5 @@ def test_a_supervised_run_starts_no_server(opened):
 
 
 def test_a_profile_probes_its_server_with_its_prompts(opened):
-    config, prompts = opened(profile)
+    config, prompts = opened(profile, Profile())
     assert config.rollout.engine == "vllm" and len(prompts) == 4

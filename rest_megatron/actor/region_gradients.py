@@ -27,8 +27,8 @@ from rest_megatron.method.measured import MeasuredRegions
 from rest_megatron.method.regions import Region
 from rest_megatron.types import Batch, PolicyStreams
 
-FEWEST_GROUPS = 4
-"""Of which each half must have a mean and the second a spread."""
+FEWEST_GROUPS = 2
+"""With a gradient in each half: a half without any makes every product 0, which would pass for a sure measurement."""
 
 
 class Measurement(NamedTuple):
@@ -43,13 +43,14 @@ def measure_regions(actor: Actor, batch: Batch, streams: PolicyStreams, adam_met
     """Measure them for the policy loss. Collective; weights, optimizer and schedule stay as they are.
 
     streams: of the batch, with uniform token weights, normalised as for one update with all of it. None where fewer
-    than FEWEST_GROUPS groups have a gradient, and in Adam's metric before the first update.
+    than FEWEST_GROUPS groups of a half have a gradient, and in Adam's metric before the first update.
     """
     present = _present(actor, batch, streams)
     metric = _adam_metric(actor) if adam_metric else None
-    if int(present.any(dim=1).sum()) < FEWEST_GROUPS or (adam_metric and metric is None):
+    half, taught = batch.num_groups // 2, present.any(dim=1)
+    fewest = min(int(taught[:half].sum()), int(taught[half:].sum()))
+    if fewest < FEWEST_GROUPS or (adam_metric and metric is None):
         return None
-    half = batch.num_groups // 2
     means = [[torch.zeros_like(p, dtype=torch.float32) for p in actor.policy.parameters()] for _ in Region]
     squares = torch.zeros(batch.num_groups, len(Region), dtype=torch.float64)
     products = torch.zeros(batch.num_groups - half, len(Region), len(Region), dtype=torch.float64)

@@ -78,8 +78,8 @@ def measured_regions(
 ) -> tuple[WeightState, dict[str, float]]:
     """The state with each region's signal and noise, for the weights of the NEXT step, and what to log. Collective.
 
-    The state stays what it was where no step has given Adam a second moment yet, or fewer than four groups have a
-    gradient.
+    The state stays what it was where no step has given Adam a second moment yet, or fewer than two groups of one half
+    have a gradient.
     """
     started = time.perf_counter()
     own = normalised(session, batch, whole_batch(batch), streams, uniform_weights(weights))

@@ -83,7 +83,9 @@ def updated(
     algorithm, empty = session.config.algorithm, torch.zeros_like(tokens)
     weights = StepWeights(tokens, {}, WeightState(), importance(batch, old_log_probs, algorithm))
     old = TokenStats(old_log_probs, empty, empty, empty)
-    return weights, update(session, None, batch, old, weights, SimpleNamespace(step=0, skipped=0))
+    return weights, update(
+        session, None, batch, old, weights, SimpleNamespace(step=0, skipped=0, weights=WeightState())
+    )
 
 
 def corrected_gradient(

@@ -7,6 +7,7 @@ import torch
 
 from rest_megatron.actor.region_gradients import measure_regions
 from rest_megatron.distributed.launch import Launch
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.method.regions import Region
 from rest_megatron.types import Batch
 from tests.distributed.cases import Layout, make_config, named, share, start
@@ -23,15 +24,13 @@ def regions_of(answers: Answers, groups: Sequence[int]) -> torch.Tensor:
     return torch.where(last & (regions == Region.TOOL_NAME), int(Region.COT), regions)
 
 
-def measured_after_an_update(
-    launch: Launch, model: Path, layout: Layout, answers: Answers, groups: Sequence[int], adam: bool
-) -> dict:
-    """The measurement after an update that only gives Adam its second moment; and whether it changed anything."""
-    actor, parallel = start(launch, make_config(model, layout, lr=1e-30, weight_decay=0.0, eps=EPS, clip_grad=0.0))
-    ours, mine = share(answers, parallel)
+def make_batch(
+    answers: Answers, ours: Answers, mine: Sequence[int], groups: Sequence[int], parallel: Parallel
+) -> Batch:
+    """This rank's answers, whose numbers are `mine`."""
     lengths = [t.num_targets for t in ours.trajectories]
     parts = regions_of(answers, groups).split([t.num_targets for t in answers.trajectories])
-    batch = Batch(
+    return Batch(
         trajectories=ours.trajectories,
         sample_index=mine,
         group_index=[groups[i] for i in mine],
@@ -42,6 +41,15 @@ def measured_after_an_update(
         rollout_log_probs=ours.old_log_probs,
         mini_batches=[],
     )
+
+
+def measured_after_an_update(
+    launch: Launch, model: Path, layout: Layout, answers: Answers, groups: Sequence[int], adam: bool
+) -> dict:
+    """The measurement after an update that only gives Adam its second moment; and whether it changed anything."""
+    actor, parallel = start(launch, make_config(model, layout, lr=1e-30, weight_decay=0.0, eps=EPS, clip_grad=0.0))
+    ours, mine = share(answers, parallel)
+    batch = make_batch(answers, ours, mine, groups, parallel)
     before_any_update = measure_regions(actor, batch, ours.streams, adam_metric=True)
     actor.update(*ours)
     before = named(actor, parallel, lambda p: p.data.clone())
@@ -53,3 +61,19 @@ def measured_after_an_update(
         "unmeasured": before_any_update is None,
         "untouched": all(torch.equal(before[name], after[name]) for name in before),
     }
+
+
+def measured_of_some(
+    launch: Launch, model: Path, layout: Layout, answers: Answers, groups: Sequence[int], taught: Sequence[set[int]]
+) -> list[bool]:
+    """For each set of groups that alone have advantages: whether anything is measured."""
+    actor, parallel = start(launch, make_config(model, layout))
+    ours, mine = share(answers, parallel)
+    batch = make_batch(answers, ours, mine, groups, parallel)
+    own = torch.tensor([groups[i] for i in mine], device=parallel.device)[batch.sequence_index].tolist()
+    found = []
+    for chosen in taught:
+        kept = torch.tensor([group in chosen for group in own], device=parallel.device)
+        streams = ours.streams._replace(advantages=ours.advantages * kept)
+        found.append(measure_regions(actor, batch, streams, adam_metric=False) is not None)
+    return found

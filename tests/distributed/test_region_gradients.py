@@ -9,7 +9,7 @@ import torch
 
 from rest_megatron.method.regions import Region
 from tests.distributed.cases import Layout
-from tests.distributed.region_cases import EPS, measured_after_an_update, regions_of
+from tests.distributed.region_cases import EPS, measured_after_an_update, measured_of_some, regions_of
 from tests.tiny import oracle
 
 GROUPS = tuple(i // 4 for i in range(16))
@@ -74,3 +74,10 @@ def test_signal_and_noise_are_those_of_hugging_faces_gradients(pool, tiny_model,
         for name, (value, scale) in expected(gradients, metric).items():
             found = torch.tensor(getattr(result["regions"], name), dtype=torch.float64)
             assert ((found - value).abs() / scale).max() < 1e-5, name
+
+
+def test_without_two_groups_with_a_gradient_in_each_half_nothing_is_measured(pool, tiny_model, answers):
+    groups, layout = tuple(i // 2 for i in range(16)), Layout(dp=2, max_tokens=2000)
+    taught = [{0, 1, 2, 3}, {4, 5, 6, 7}, {0, 1, 2, 7}, {0, 3, 4, 7}]
+    for found in pool.run(measured_of_some, 2, tiny_model(), layout, answers, groups, taught):
+        assert found == [False, False, False, True]

@@ -29,4 +29,13 @@ def run(pool, directory, world_size, command="train", files=(), overrides=(), en
 def same(rows, expected):
     assert len(rows) == len(expected) > 0
     for row, want in zip(rows, expected, strict=True):
-        assert row == pytest.approx(want, rel=2e-3, abs=2e-5, nan_ok=True)
+        differences = {name for name in want if "gain_difference" in name}
+        plain = {name: value for name, value in want.items() if name not in differences}
+        assert {k: v for k, v in row.items() if k not in differences} == pytest.approx(
+            plain, rel=2e-3, abs=2e-5, nan_ok=True
+        )
+        # Of nearly equal gains: what rounding leaves is a share of the gains themselves.
+        rounding = 1e-5 * abs(want.get("gradient_variance/uniform/gain", 0.0))
+        assert {k: v for k, v in row.items() if k in differences} == pytest.approx(
+            {name: want[name] for name in differences}, rel=2e-3, abs=rounding, nan_ok=True
+        )

@@ -16,7 +16,7 @@ from rest_megatron.step.batch import deal_batch
 from rest_megatron.types import Batch, Experience, Trajectory
 from rest_megatron.utils.text import clean
 
-LEAST = 20  # tokens of each region, where it has as many
+LEAST = 25  # a region has at least one in so many of the tokens asked for, where it has as many itself
 CONTEXT = 6  # tokens shown before and after
 
 
@@ -48,12 +48,12 @@ class TokenNorm:
 def token_norms(session: Session, experience: Experience, count: int) -> tuple[list[TokenNorm], list[float]]:
     """About `count` tokens in the order of their answers, and each region's share of all tokens. Collective.
 
-    The tokens are drawn by run.seed, at least LEAST of each region; they and what is found do not depend on the layout,
-    but for rounding. Data-parallel ranks take answers in turn. Weights, optimizer and schedule stay as they are.
+    The tokens are drawn by run.seed, some of each region; they and what is found do not depend on the layout, but for
+    rounding. Data-parallel ranks take answers in turn. Weights, optimizer and schedule stay as they are.
     """
     parallel, seed = session.parallel, session.config.run.seed
     batch = _whole_batch(session, experience)
-    chosen = choose_tokens(batch.regions.cpu().numpy(), count, LEAST, seed)
+    chosen = choose_tokens(batch.regions.cpu().numpy(), count, max(2, count // LEAST), seed)
     places: dict[int, list[int]] = {}
     starts = np.cumsum([0, *batch.lengths])
     for token in chosen.tolist():

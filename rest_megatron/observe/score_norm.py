@@ -11,7 +11,7 @@ The dict that `summary` gives, and profile.json holds as `score_norm`:
     weights          norm and each of PROXIES -> format, tool_name, parameters, cot: Theorem 2's region weights, mean 1
                      over regions; clamped: the same within the weights' clamp; variance, variance_clamped: predicted,
                      against uniform weights
-    extremes         the tokens where norm over 1 - sum p^2 is largest and smallest
+    extremes         the tokens where norm over 1 - sum p^2 is largest and smallest, those that are all but sure apart
     each             every token
 
 Means of "all" count each region by its share of all tokens, whatever was drawn of it.
@@ -32,6 +32,8 @@ from rest_megatron.utils.text import Table, number
 PROXIES = {"entropy": "H", "bound": "1-e^-H", "collision": "1-c", "lm_head": "(1-c)|h|^2"}
 """By name; c is sum_v p_v^2."""
 SHOWN = 5
+LEAST_UNSURE = 1e-3
+"""Of 1 - c of a token that is shown as an extreme: below it both numbers are mostly rounding."""
 NOTE = """\
 true: expectation over next tokens of the squared norm of the gradient of log p over all parameters, likely tokens
 exactly, the rest by draws, +- the standard error of the mean; factor: true over 1 - c, c = sum p^2; ends: share of it
@@ -57,7 +59,8 @@ def summary(tokens: Sequence[Mapping], shares: Sequence[float], settings: Weight
     everything["norm_error"] = math.sqrt(float(share**2 @ [found[region.label]["norm_error"] ** 2 for region in seen]))
     everything["factor"] = everything["norm"] / everything["collision"]
     everything["tightness_of_means"] = everything["collision"] / everything["bound"]
-    order = np.argsort(values["norm"] / np.maximum(values["collision"], 1e-12))
+    unsure = np.flatnonzero(values["collision"] > LEAST_UNSURE)
+    order = unsure[np.argsort(values["norm"][unsure] / values["collision"][unsure])]
     extreme = [*order[::-1][:SHOWN], *order[:SHOWN][::-1]] if len(order) > 2 * SHOWN else order[::-1]
     return {
         "tokens": len(tokens),

@@ -2,7 +2,8 @@
 
 Of group i let g_i be the gradient of its loss with uniform token weights, g_ir the part of region r, so that
 sum_r g_ir = g_i, and <a, b> = sum_j d_j a_j b_j, with d = 1 or, in the optimizer's metric, d_j = 1 / (sqrt(v_j) + eps)
-of Adam's second moment. The first half of the groups gives the means m_r over it, and m = sum_r m_r. The others give
+of Adam's second moment (`_adam_metric`). The first half of the groups gives the means m_r over it, and m = sum_r m_r.
+The others give
 
     signal  s_r = mean_i (<g_ir, m> + <m_r, g_i>) / 2            for <E g_r, E g>
     noise   v_r = mean_i |g_ir|^2 over all groups - mean_i <m_r, g_ir>     for E|g_r|^2 - |E g_r|^2
@@ -29,6 +30,8 @@ from rest_megatron.types import Batch, PolicyStreams
 
 FEWEST_GROUPS = 2
 """With a gradient in each half: a half without any makes every product 0, which would pass for a sure measurement."""
+LEAST_ROOT = 0.1
+"""Of the mean root of Adam's second moment, see `_adam_metric`."""
 
 
 class Measurement(NamedTuple):
@@ -78,8 +81,9 @@ def _present(actor: Actor, batch: Batch, streams: PolicyStreams) -> Tensor:
     """bool [groups, 4], on the CPU: which regions of which groups have a gradient, on any rank. Collective."""
     groups = torch.tensor(batch.group_index, dtype=torch.int64, device=batch.regions.device)[batch.sequence_index]
     counts = torch.zeros(batch.num_groups * len(Region), dtype=torch.float64, device=batch.regions.device)
-    has_gradient = (streams.loss_weights * streams.advantages != 0).double()
-    counts.index_add_(0, groups * len(Region) + batch.regions, has_gradient)
+    regularised = actor.config.algorithm.kl_coef > 0 or actor.config.algorithm.entropy_coef > 0
+    has_gradient = (streams.loss_weights != 0) & ((streams.advantages != 0) | regularised)
+    counts.index_add_(0, groups * len(Region) + batch.regions, has_gradient.double())
     dist.all_reduce(counts, group=actor.parallel.dp_group)
     return (counts > 0).view(batch.num_groups, len(Region)).cpu()
 
@@ -103,7 +107,12 @@ def _estimate(squares: Tensor, products: Tensor) -> MeasuredRegions:
 
 
 def _adam_metric(actor: Actor) -> list[Tensor] | None:
-    """1 / (sqrt(second moment) + eps), with Adam's correction of its bias, on every rank; None before an update."""
+    """1 / (sqrt(second moment) + eps), with Adam's correction of its bias, on every rank; None before an update.
+
+    eps is at least a tenth of the mean root over the model's entries that have a moment: an entry that the run has
+    hardly moved, such as the embedding of a rare token, would else outweigh all others, where Adam's own step is
+    bounded by the moment that the entry gets with it.
+    """
     optimizer = actor.zero.optimizer
     link_states(optimizer)
     steps, optim = adam_step(optimizer), actor.config.optim
@@ -111,4 +120,8 @@ def _adam_metric(actor: Actor) -> list[Tensor] | None:
         return None
     correction = 1.0 - optim.betas[1] ** steps
     moments = (whole_on_all(p, "exp_avg_sq", actor.parallel.dp_group) for p in actor.policy.parameters())
-    return [moment.div_(correction).sqrt_().add_(optim.eps).reciprocal_() for moment in moments]
+    roots = [moment.div_(correction).sqrt_() for moment in moments]
+    moved = [(root > 0).float() for root in roots]
+    total, count = inner_products(actor, moved, [roots, moved]).tolist()
+    eps = max(optim.eps, LEAST_ROOT * total / max(count, 1.0))
+    return [root.add_(eps).reciprocal_() for root in roots]

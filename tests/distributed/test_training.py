@@ -11,13 +11,18 @@ from tests.distributed.training_runs import CUT, SETTINGS, run, same
 from tests.paths import EXAMPLES
 from tests.system.runs import make_run
 
-METHODS = sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])
+# Their weights are compared on every layout by test_method, test_dialogue and a test below.
+COMPARED_ELSEWHERE = ("gtpo_like", "rsi_s", "tao_rl", "moving_base", "collision", "measured", "published_weights")
+METHODS = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in COMPARED_ELSEWHERE else [])
+    for path in sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])
+]
 SEQUENCE_PARALLEL = [*CUT, "parallel.sequence_parallel=true", "kernels.level=hidden"]
 EXTRA = {"kl": ["algorithm.kl_coef=0.1"], "lm_head": ["weights.rule=lm_head"], "poster": ["reward.preset=poster"]}
 MEASURED = ["weights.rule=measured", "weights.freeze_after=2", "weights.measure_every=1", "train.steps=4"]
 
 
-@pytest.mark.parametrize("file", METHODS, ids=[path.stem for path in METHODS])
+@pytest.mark.parametrize("file", METHODS)
 def test_a_method_of_the_examples_trains_alike_on_every_layout(pool, tmp_path, file):
     alone = read_metrics(run(pool, tmp_path / "one", 1, files=[file]))
     cut = read_metrics(run(pool, tmp_path / "cut", 4, files=[file], overrides=CUT))

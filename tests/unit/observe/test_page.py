@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from jinja2 import UndefinedError
 
+from rest_megatron.observe.gradients import Compared
 from rest_megatron.observe.heatmap import Token
 from rest_megatron.observe.page import render
-from rest_megatron.observe.profile import Variance
 from tests.paths import ROOT
 from tests.unit.observe.shown import Page
 
@@ -46,7 +46,9 @@ def report(text: str) -> dict:
 def profile(text: str) -> dict:
     table = (text, text), [(text, text)]
     about = {"title": text, "facts": [(text, text)], "bars": b"", "regions": table, "legend": text, "lemma_2": text}
-    return about | {"variance": Variance(table, text, text)}
+    norms = {"heading": text, "png": b"", "tables": [table], "note": text}
+    gradients = Compared(table, text, table, text)
+    return about | {"gradients": gradients, "gain_note": text, "variance_note": text, "norms": norms}
 
 
 def heatmap(text: str) -> dict:

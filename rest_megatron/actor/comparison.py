@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.group_gradients import group_gradient, inner_products, loss_gradient, of_group
+from rest_megatron.actor.group_gradients import group_gradient, inner_products, loss_gradient, of_group, zero_gradient
 from rest_megatron.actor.variance import GradientVariance, from_moments, mean_error
 from rest_megatron.types import PolicyStreams, Trajectory
 
@@ -87,7 +87,7 @@ def compare_gradients(
     update with all of them; rewards, [T] float32, what the log-prob of each is multiplied by in t.
     """
     half = num_groups // 2
-    means, moments = ([_zeros(actor) for _ in ARMS] for _ in range(2))
+    means, moments = ([zero_gradient(actor) for _ in ARMS] for _ in range(2))
     squares = torch.zeros(num_groups, 3, dtype=torch.float64)  # |w|^2, <w, u>, |u|^2
     gains = []
     for group in range(num_groups):
@@ -140,10 +140,6 @@ def _add_group(
             if first_half:
                 square.addcmul_(own, own)
     return torch.cat([inner_products(actor, found[0], found), inner_products(actor, found[1], found[1:])])
-
-
-def _zeros(actor: Actor) -> list[Tensor]:
-    return [torch.zeros_like(parameter, dtype=torch.float32) for parameter in actor.policy.parameters()]
 
 
 def _differences(ours: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -10,10 +10,11 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from torch import Tensor
+from torch import Tensor, nn
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
+from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.types import PolicyStreams, Trajectory
 
 
@@ -52,6 +53,17 @@ def loss_gradient(actor: Actor, trajectories: Sequence[Trajectory], loss: Callab
     return gradients
 
 
+def zero_gradient(actor: Actor) -> list[Tensor]:
+    """To add gradients up in."""
+    return [torch.zeros_like(parameter, dtype=torch.float32) for parameter in actor.policy.parameters()]
+
+
+def counts_here(parameter: nn.Parameter, parallel: Parallel) -> bool:
+    """Whether this rank is the one of its model's that counts the parameter, or a shard of it, in a sum over all."""
+    sharded = getattr(parameter, "tensor_model_parallel", False)
+    return not getattr(parameter, COUNTED_ELSEWHERE, False) and (sharded or parallel.tp_rank == 0)
+
+
 def inner_products(
     actor: Actor, gradient: list[Tensor], others: Sequence[list[Tensor]], metric: list[Tensor] | None = None
 ) -> Tensor:
@@ -61,9 +73,7 @@ def inner_products(
     """
     totals = torch.zeros(len(others), dtype=torch.float64, device=actor.parallel.device)
     for place, parameter in enumerate(actor.policy.parameters()):
-        sharded = getattr(parameter, "tensor_model_parallel", False)
-        copied = getattr(parameter, COUNTED_ELSEWHERE, False)
-        if copied or not (sharded or actor.parallel.tp_rank == 0):
+        if not counts_here(parameter, actor.parallel):
             continue
         own = gradient[place] if metric is None else gradient[place] * metric[place]
         for number, other in enumerate(others):

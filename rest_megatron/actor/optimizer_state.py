@@ -45,11 +45,7 @@ def whole_state(parameter: nn.Parameter, kind: str, owner: int, group: dist.Proc
 
     None on its other ranks. Collective over the group.
     """
-    # Bits are added up, not numbers: 0.0 + -0.0 is 0.0.
-    bits = torch.zeros(parameter.numel(), dtype=torch.int32, device=parameter.device)
-    mapping = _mapping(parameter)
-    if mapping is not None:
-        _fragment_of(bits, mapping).copy_(_state(mapping, kind).view(torch.int32))
+    bits = _own_bits(parameter, kind)
     if dist.get_world_size(group) > 1:
         dist.reduce(bits, group=group, group_dst=owner)
     if dist.get_rank(group) != owner:
@@ -59,12 +55,9 @@ def whole_state(parameter: nn.Parameter, kind: str, owner: int, group: dist.Proc
 
 def whole_on_all(parameter: nn.Parameter, kind: str, group: dist.ProcessGroup) -> Tensor:
     """A copy of one of KINDS in the parameter's shape, float32 on its device, on all ranks of the group. Collective."""
-    whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-    mapping = _mapping(parameter)
-    if mapping is not None:
-        _fragment_of(whole, mapping).copy_(_state(mapping, kind).view(-1))
-    dist.all_reduce(whole, group=group)
-    return whole.view(parameter.shape)
+    bits = _own_bits(parameter, kind)
+    dist.all_reduce(bits, group=group)
+    return bits.view(torch.float32).view(parameter.shape)
 
 
 def has_fragment(parameter: nn.Parameter) -> bool:
@@ -110,6 +103,18 @@ def _partitions(base: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _keeps_step_in_state(base: torch.optim.Optimizer) -> bool:
     """PyTorch's AdamW does; Apex's keeps it in the parameter group."""
     return isinstance(base, torch.optim.AdamW)
+
+
+def _own_bits(parameter: nn.Parameter, kind: str) -> Tensor:
+    """int32, flat: the bits of this rank's fragment of a state in their place, 0 elsewhere.
+
+    Bits are added up over ranks, not numbers: 0.0 + -0.0 is 0.0.
+    """
+    bits = torch.zeros(parameter.numel(), dtype=torch.int32, device=parameter.device)
+    mapping = _mapping(parameter)
+    if mapping is not None:
+        _fragment_of(bits, mapping).copy_(_state(mapping, kind).view(torch.int32))
+    return bits
 
 
 def _mapping(parameter: nn.Parameter) -> tensor_fragment | None:

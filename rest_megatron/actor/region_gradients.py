@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.group_gradients import group_gradient, inner_products, of_group
+from rest_megatron.actor.group_gradients import group_gradient, inner_products, of_group, zero_gradient
 from rest_megatron.actor.optimizer_state import adam_step, link_states, whole_on_all
 from rest_megatron.method.measured import MeasuredRegions
 from rest_megatron.method.regions import Region
@@ -54,7 +54,7 @@ def measure_regions(actor: Actor, batch: Batch, streams: PolicyStreams, adam_met
     fewest = min(int(taught[:half].sum()), int(taught[half:].sum()))
     if fewest < FEWEST_GROUPS or (adam_metric and metric is None):
         return None
-    means = [[torch.zeros_like(p, dtype=torch.float32) for p in actor.policy.parameters()] for _ in Region]
+    means = [zero_gradient(actor) for _ in Region]
     squares = torch.zeros(batch.num_groups, len(Region), dtype=torch.float64)
     products = torch.zeros(batch.num_groups - half, len(Region), len(Region), dtype=torch.float64)
     for group in range(batch.num_groups):

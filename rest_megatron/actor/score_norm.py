@@ -11,11 +11,15 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
+from rest_megatron.actor.gradients import accumulated_gradient, sum_replicated_gradients
+from rest_megatron.actor.group_gradients import counts_here
 from rest_megatron.actor.microbatch import MicroBatch
 from rest_megatron.types import Trajectory
 
@@ -79,11 +83,8 @@ def _norm(actor: Actor, trajectories: list[Trajectory]) -> Norm:
     sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
     sums = torch.zeros(2, dtype=torch.float64, device=actor.parallel.device)
     for name, parameter in actor.policy.named_parameters():
-        sharded = getattr(parameter, "tensor_model_parallel", False)
-        if getattr(parameter, COUNTED_ELSEWHERE, False) or not (sharded or actor.parallel.tp_rank == 0):
-            continue
         gradient = accumulated_gradient(actor.zero.optimizer, parameter)
-        if gradient is not None:
+        if gradient is not None and counts_here(parameter, actor.parallel):
             square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
             sums[0] += square
             sums[1] += square * ("embedding" in name or "output_layer" in name)
@@ -94,15 +95,10 @@ def _norm(actor: Actor, trajectories: list[Trajectory]) -> Norm:
 
 def _logits(actor: Actor, hidden: Tensor, rows: Tensor) -> Tensor:
     """float32 [n, V] of the last stage at these rows of a pack, gathered over tensor-parallel ranks."""
-    chunk, parallel = actor.policy.chunks[-1], actor.parallel
+    chunk = actor.policy.chunks[-1]
     if actor.head.level == "logits":
         own = chunk.logits(hidden).squeeze(1)[rows]
     else:
         whole = gather_from_sequence_parallel_region(hidden) if actor.head.sequence_parallel else hidden
         own = whole.squeeze(1)[rows] @ chunk.output_weight().t()
-    own = own.float().contiguous()
-    if parallel.tp_size == 1:
-        return own
-    parts = [torch.empty_like(own) for _ in range(parallel.tp_size)]
-    dist.all_gather(parts, own, group=parallel.tp_group)
-    return torch.cat(parts, dim=-1)
+    return gather_from_tensor_model_parallel_region(own.float())

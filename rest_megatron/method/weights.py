@@ -46,11 +46,12 @@ class Rule:
     """From the mean of each region, float64, to its weight before these are normalised."""
 
 
-# A new rule is a row here and a choice of `weights.rule`. expm1 keeps 1 - exp(-H) exact for small H.
+# expm1 keeps 1 - exp(-H) exact for small H.
+_SCORE_BOUND = Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean))
+# A new rule is a row here and a choice of `weights.rule`.
 RULES: dict[WeightsRule, Rule] = {
-    "score_bound": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
-    # Before the first measurement, and what `measured_weights` starts from.
-    "measured": Rule("1/(1-exp(-H))", {"entropy"}, lambda h, c, norm: h, lambda mean: -1.0 / torch.expm1(-mean)),
+    "score_bound": _SCORE_BOUND,
+    "measured": _SCORE_BOUND,  # before the first measurement, and what `measured_weights` starts from
     "inverse_entropy": Rule("1/H", {"entropy"}, lambda h, c, norm: h, torch.reciprocal),
     "collision": Rule("1/(1-c)", {"collision"}, lambda h, c, norm: 1.0 - c, torch.reciprocal),
     "lm_head": Rule(

@@ -14,8 +14,8 @@ from rest_megatron.session import Session
 from rest_megatron.types import Batch, Experience, MiniBatch, Sample, Trajectory
 
 
-def make_batch(session: Session, experience: Experience) -> Batch:
-    """This rank's share of the answers to train on."""
+def make_batch(session: Session, experience: Experience, *, whole: bool = False) -> Batch:
+    """This rank's share of the answers to train on; whole: all of them in their order, on every rank."""
     config, parallel, samples = session.config, session.parallel, experience.trained
     return deal_batch(
         samples,
@@ -24,8 +24,8 @@ def make_batch(session: Session, experience: Experience) -> Batch:
         session.grammar,
         group_size=config.rollout.group_size,
         mini_batch_size=config.train.mini_batch_size or len(samples),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.dp_size,
+        dp_rank=0 if whole else parallel.dp_rank,
+        dp_size=1 if whole else parallel.dp_size,
         device=parallel.device,
     )
 

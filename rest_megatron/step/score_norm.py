@@ -9,10 +9,11 @@ import torch
 
 from rest_megatron.actor.microbatch import deal
 from rest_megatron.actor.score_norm import Norm, distributions, score_norms
+from rest_megatron.data.tokens import decode
 from rest_megatron.method.regions import Region
 from rest_megatron.method.score_norm import Candidates, choose_candidates, choose_tokens, expected_norm
 from rest_megatron.session import Session
-from rest_megatron.step.batch import deal_batch
+from rest_megatron.step.batch import make_batch
 from rest_megatron.types import Batch, Experience, Trajectory
 from rest_megatron.utils.text import clean
 
@@ -52,7 +53,7 @@ def token_norms(session: Session, experience: Experience, count: int) -> tuple[l
     rounding. Data-parallel ranks take answers in turn. Weights, optimizer and schedule stay as they are.
     """
     parallel, seed = session.parallel, session.config.run.seed
-    batch = _whole_batch(session, experience)
+    batch = make_batch(session, experience, whole=True)
     chosen = choose_tokens(batch.regions.cpu().numpy(), count, max(2, count // LEAST), seed)
     places: dict[int, list[int]] = {}
     starts = np.cumsum([0, *batch.lengths])
@@ -72,22 +73,6 @@ def token_norms(session: Session, experience: Experience, count: int) -> tuple[l
     parts = {a: norms for part in parallel.gather_over_data_parallel(found) for a, norms in part.items()}
     counts = torch.bincount(batch.regions.cpu(), minlength=len(Region)).double()
     return [norm for a in answers for norm in parts[a]], (counts / counts.sum()).tolist()
-
-
-def _whole_batch(session: Session, experience: Experience) -> Batch:
-    """All answers in their order, on every rank."""
-    samples = experience.trained
-    return deal_batch(
-        samples,
-        experience.advantages.flatten(),
-        session.token_table,
-        session.grammar,
-        group_size=session.config.rollout.group_size,
-        mini_batch_size=len(samples),
-        dp_rank=0,
-        dp_size=1,
-        device=session.parallel.device,
-    )
 
 
 def _take_part(session: Session) -> None:
@@ -164,5 +149,5 @@ def _text(table: Sequence[bytes], whole: Trajectory, start: int, stop: int) -> s
     """Tokens start to stop of the response, as one line that steers no terminal; before 0 those of the prompt."""
     ids, shift = [*whole.prompt_ids, *whole.response_ids], len(whole.prompt_ids)
     part = ids[max(0, shift + start) : max(0, shift + stop)]
-    text = b"".join(table[token] for token in part).decode("utf-8", errors="replace")
+    text = decode(part, table).decode("utf-8", errors="replace")
     return clean(text).replace("\n", "\\n")

@@ -92,10 +92,11 @@ class Answers:
         )
 
 
-def make_answers(count: int = 16, seed: int = 1, masked: bool = False) -> Answers:
+def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: bool = False) -> Answers:
     """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's.
 
-    masked: the second third of each response is no target, and the second trajectory has none at all.
+    masked: the second third of each response is no target, and the second trajectory has none at all. shared: they are
+    groups with a prompt each; in a group of three or more one answer begins as another does, and two are equal.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,6 +107,8 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False) -> Answer
         Trajectory(*(torch.randint(0, VOCAB, (n,), generator=generator).tolist() for n in (draw(3, 12), draw(1, 20))))
         for _ in range(count)
     ]
+    if shared:
+        trajectories = [own for first in range(0, count, 5) for own in _group(trajectories[first : first + 5])]
     if masked:
         trajectories = [t._replace(response_mask=_middle(len(t.response_ids))) for t in trajectories]
         trajectories[1] = trajectories[1]._replace(response_mask=[False] * len(trajectories[1].response_ids))
@@ -116,6 +119,15 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False) -> Answer
         advantages=torch.randn(tokens, generator=generator),
         loss_weights=torch.rand(tokens, generator=generator) / tokens,
     )
+
+
+def _group(alone: list[Trajectory]) -> list[Trajectory]:
+    group = [t._replace(prompt_ids=alone[0].prompt_ids) for t in alone]
+    if len(group) > 2:
+        longest = max(group, key=lambda t: t.length).response_ids
+        group[0] = group[0]._replace(response_ids=[*longest[: len(longest) // 2], *group[0].response_ids])
+        group[-1] = group[1]
+    return group
 
 
 def _middle(length: int) -> list[bool]:

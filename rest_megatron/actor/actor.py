@@ -15,7 +15,9 @@ from transformers import PreTrainedConfig
 from rest_kernels import LogProbEntropy
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
-from rest_megatron.actor.microbatch import MicroBatch, micro_batches, pack
+from rest_megatron.actor.microbatch import MicroBatch, micro_batches, tokens_to_run
+from rest_megatron.actor.packing import pack_roots
+from rest_megatron.actor.prefixes import Node, shared_prefixes, unshared
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
@@ -145,6 +147,7 @@ class Actor:
     ) -> list[Any]:
         """Megatron's schedule over the packed trajectories; what `compute` returned, on the last stage.
 
+        compute: of a micro-batch and the hidden states [n, h] of the rows that predict its targets.
         interruptible: whether it raises Preempted, with nothing left accumulated, when a rank is to stop.
         """
         batches = self._micro_batches(trajectories)
@@ -175,7 +178,7 @@ class Actor:
             output = model(
                 input_ids=batch.tokens, position_ids=None, attention_mask=None, packed_seq_params=batch.packed
             )
-            return output, partial(compute, batch)
+            return output, partial(self._compute, compute, batch)
 
         try:
             return get_forward_backward_func()(
@@ -191,9 +194,13 @@ class Actor:
         except _LeftSchedule:
             parallel.stop_together()
 
+    def _compute(self, compute: Callable[..., Any], batch: MicroBatch, output: Tensor, **how: Any) -> Any:
+        return compute(batch, self.head.rows(output, batch.rows), **how)
+
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""
-        bins = pack([t.length for t in trajectories], self.config.train.max_tokens_per_micro_batch)
+        sequences = [tokens_to_run(t) for t in trajectories]
+        bins = self._bins(sequences)
         count = torch.tensor(max(1, len(bins)), device=self.parallel.device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=self.parallel.dp_group)
         # The interleaved schedule takes whole rounds of one micro-batch per pipeline rank.
@@ -203,17 +210,30 @@ class Actor:
         sequence_parallel = self.config.parallel.sequence_parallel
         return micro_batches(
             trajectories,
+            sequences,
             bins,
             multiple_of=self.parallel.tp_size if sequence_parallel else 1,
             same_length=self.parallel.pp_size > 1,
             device=self.parallel.device,
         )
 
+    def _bins(self, sequences: Sequence[Sequence[int]]) -> list[list[Node]]:
+        """What each micro-batch holds. Raises ValueError for a sequence that is longer than one may be."""
+        capacity, pp_size = self.config.train.max_tokens_per_micro_batch, self.parallel.pp_size
+        for number, own in enumerate(sequences):
+            if len(own) > capacity:
+                raise ValueError(
+                    f"sequence {number} has {len(own)} tokens, train.max_tokens_per_micro_batch is {capacity}; raise it "
+                    "to at least the longest prompt plus answer"
+                )
+        roots = (shared_prefixes if self.config.train.shared_prefixes else unshared)(sequences)
+        return pack_roots(roots, capacity, fewest=4 * pp_size if pp_size > 1 else 1)
+
     def _token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
         out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
         collision = cast(Tensor, out.collision)  # it is there when asked for
         stats = torch.stack([out.log_probs, out.entropy, collision, self.head.norm_squared(hidden)])
-        return batch.index, stats[:, batch.rows]
+        return batch.index, stats
 
     def policy_loss(self, streams: PolicyStreams, batch: MicroBatch, hidden: Tensor) -> tuple:
         """The clipped loss of one micro-batch as Megatron's schedule takes it."""
@@ -222,15 +242,8 @@ class Actor:
             stats = self.head.token_stats(hidden, batch.labels, temperature, collision=False)
             loss, sums = self._sequence_loss(streams.select(batch.index), batch, stats)
             return self._for_schedule(loss, batch, POLICY_SUMS, sums, stats.log_probs)
-        out = self.head.policy_loss(
-            hidden,
-            batch.labels,
-            temperature,
-            batch.spread(streams.old_log_probs),
-            batch.spread(streams.advantages),
-            batch.spread(streams.loss_weights),
-            None if streams.ref_log_probs is None else batch.spread(streams.ref_log_probs),
-        )
+        own = streams.select(batch.index)
+        out = self.head.policy_loss(hidden, batch.labels, temperature, own)
         return self._for_schedule(out.loss, batch, POLICY_SUMS, out.metrics, out.log_probs)
 
     def _sequence_loss(
@@ -238,7 +251,7 @@ class Actor:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on whole answers' ratios (GSPO) and its metric sums."""
         loss, sums = sequence_ppo_loss(
-            stats.log_probs[batch.rows],
+            stats.log_probs,
             streams.old_log_probs,
             streams.advantages,
             streams.loss_weights,
@@ -247,12 +260,12 @@ class Actor:
             clip_ratio_low=self.config.algorithm.clip_ratio_low,
             clip_ratio_high=self.config.algorithm.clip_ratio_high,
         )
-        return loss, sums | {"entropy": (stats.entropy[batch.rows] * (streams.loss_weights != 0)).sum()}
+        return loss, sums | {"entropy": (stats.entropy * (streams.loss_weights != 0)).sum()}
 
     def reward_loss(self, rewards: Tensor, batch: MicroBatch, hidden: Tensor) -> tuple:
         """-sum_t rewards_t log p_t of one micro-batch, [T] float32 over this rank's target tokens, for the schedule."""
         out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=False)
-        loss = -(rewards[batch.index] * out.log_probs[batch.rows]).sum()
+        loss = -(rewards[batch.index] * out.log_probs).sum()
         sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}
         return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
 
@@ -271,8 +284,8 @@ class Actor:
         """
         values = {"loss": loss, **sums}
         totals = torch.stack([values[_KERNEL_NAMES.get(name, name)].detach().double() for name in names])
-        count = torch.tensor(batch.rows.shape[0], dtype=torch.int, device=loss.device)
-        return loss * self.parallel.dp_size, count, (totals, (batch.index, log_probs.detach()[batch.rows]))
+        count = torch.tensor(len(batch.rows), dtype=torch.int, device=loss.device)
+        return loss * self.parallel.dp_size, count, (totals, (batch.index, log_probs.detach()))
 
     def _global_metrics(self, sums: list[Tensor], names: Sequence[str]) -> dict[str, float]:
         """Sums [len(names)] of each micro-batch on the last stage -> global means per token, on every rank."""

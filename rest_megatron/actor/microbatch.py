@@ -1,84 +1,51 @@
-"""Packing of variable-length answers into micro-batches.
+"""Answers as micro-batches: which tokens a pack holds, and which of its rows predict which targets.
 
 Per-token streams (log-probs, advantages, weights) are flat vectors over the target tokens of a list of trajectories,
 in list order: those of its response ids that the policy gave, or shall learn to give. A micro-batch knows which of its
-rows predict which entries of those vectors.
+rows predict which entries of those vectors. A row that several trajectories share predicts an entry of each of them.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from rest_megatron.model.attention import PackedSequences
+from rest_megatron.actor.prefixes import Node
+from rest_megatron.model.packed import BEGINS, PackedSequences, Span
 from rest_megatron.types import Trajectory
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One pack. t tokens, of which n rows predict a target token."""
+    """One pack of t tokens, of which rows predict n targets."""
 
     tokens: Tensor
     """[1, t] int64."""
-    labels: Tensor
-    """[t] int64: the next token where it is a target, else IGNORE_INDEX."""
     rows: Tensor
-    """[n] int64: rows of the pack that predict a target token."""
+    """[n] int64: the row of the pack that predicts each target; one may predict several."""
+    labels: Tensor
+    """[n] int64: the targets."""
     index: Tensor
-    """[n] int64: where those tokens lie in the flat vectors."""
+    """[n] int64: where they lie in the flat vectors."""
     sequence_index: Tensor
     """[n] int64: which of the pack's answers each of them belongs to."""
     num_sequences: int
     packed: PackedSequences
 
-    def spread(self, stream: Tensor) -> Tensor:
-        """A flat vector's entries of this micro-batch at their rows, 0 elsewhere: [t]."""
-        return stream.new_zeros(self.labels.shape[0]).index_copy_(0, self.rows, stream[self.index])
 
-
-def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Indices for each rank, token counts balanced: longest first, each to the rank with the fewest tokens so far.
-
-    Deterministic, so every rank computes the same deal. Each list is in ascending order.
-    """
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
-    totals = [0] * num_ranks
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = min(range(num_ranks), key=lambda r: (totals[r], len(hands[r]), r))
-        hands[rank].append(i)
-        totals[rank] += lengths[i]
-    return [sorted(hand) for hand in hands]
-
-
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices with at most `capacity` tokens each: first fit, longest first.
-
-    Raises ValueError for a sequence longer than the capacity.
-    """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[i] > capacity:
-            raise ValueError(
-                f"sequence {i} has {lengths[i]} tokens, train.max_tokens_per_micro_batch is {capacity}; raise it to at "
-                "least the longest prompt plus answer"
-            )
-        fit = next((b for b, free in enumerate(room) if free >= lengths[i]), None)
-        if fit is None:
-            bins.append([])
-            room.append(capacity)
-            fit = len(bins) - 1
-        bins[fit].append(i)
-        room[fit] -= lengths[i]
-    return bins
+def tokens_to_run(trajectory: Trajectory) -> list[int]:
+    """The ids before the last target, which are all that its targets' predictions depend on; [] without a target."""
+    targets = trajectory.target_positions
+    return [*trajectory.prompt_ids, *trajectory.response_ids[: targets[-1]]] if targets else []
 
 
 def micro_batches(
     trajectories: Sequence[Trajectory],
-    bins: list[list[int]],
+    sequences: Sequence[Sequence[int]],
+    bins: Sequence[Sequence[Node]],
     *,
     multiple_of: int,
     same_length: bool,
@@ -86,47 +53,74 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """One MicroBatch per bin; an empty bin becomes a dummy without rows.
 
-    Token counts are padded to `multiple_of` (sequence parallelism cuts them), and with `same_length` to the longest
-    bin's (pipeline stages then exchange tensors of one known shape). Padding is a sequence of its own.
+    sequences: `tokens_to_run` of those trajectories that have targets, and the empty ones; bins: of nodes of
+    `shared_prefixes` or `unshared` whose members are numbers of trajectories. Token counts are padded to `multiple_of`
+    (sequence parallelism cuts them), and with `same_length` to the longest bin's (pipeline stages then exchange tensors
+    of one known shape). Padding is a sequence of its own.
     """
-    starts = torch.tensor([0] + [t.num_targets for t in trajectories]).cumsum(0).tolist()
-    sizes = [max(1, sum(trajectories[i].length for i in bin)) for bin in bins]
+    starts = [0, *accumulate(t.num_targets for t in trajectories)]
+    sizes = [max(1, sum(root.tokens for root in bin)) for bin in bins]
     sizes = [-(-size // multiple_of) * multiple_of for size in sizes]
     if same_length:
         sizes = [max(sizes)] * len(sizes)
-    return [_micro_batch(trajectories, bin, starts, size, device) for bin, size in zip(bins, sizes, strict=True)]
+    return [
+        _micro_batch(trajectories, sequences, bin, starts, size, device) for bin, size in zip(bins, sizes, strict=True)
+    ]
 
 
 def _micro_batch(
-    trajectories: Sequence[Trajectory], bin: list[int], starts: list[int], size: int, device: torch.device
+    trajectories: Sequence[Trajectory],
+    sequences: Sequence[Sequence[int]],
+    roots: Sequence[Node],
+    starts: Sequence[int],
+    size: int,
+    device: torch.device,
 ) -> MicroBatch:
-    tokens: list[int] = []
-    lengths: list[int] = []
-    rows: list[int] = []
-    index: list[int] = []
-    sequence_index: list[int] = []
-    for i in bin:
+    spans, tokens, members = _spans(roots, sequences)
+    first = [0, *accumulate(span.length for span in spans)]
+    rows, labels, index, sequence_index = [], [], [], []
+    for place, (i, end) in enumerate(members):
+        own = _rows(spans, first, end)
         prompt_ids, response_ids, _ = trajectories[i]
-        first = len(tokens) + len(prompt_ids) - 1
-        targets = [first + position for position in trajectories[i].target_positions]
-        rows += targets
+        positions = trajectories[i].target_positions
+        rows += [own[len(prompt_ids) - 1 + position] for position in positions]
+        labels += [response_ids[position] for position in positions]
         index += range(starts[i], starts[i + 1])
-        sequence_index += [len(lengths)] * len(targets)
-        tokens += [*prompt_ids, *response_ids]
-        lengths.append(trajectories[i].length)
+        sequence_index += [place] * len(positions)
     if len(tokens) < size:
-        lengths.append(size - len(tokens))
+        spans.append(Span(size - len(tokens), 0))
         tokens += [0] * (size - len(tokens))
-    ids = torch.tensor(tokens)
-    row = torch.tensor(rows, dtype=torch.int64)
-    labels = torch.full((size,), IGNORE_INDEX)
-    labels[row] = ids[row + 1]
-    return MicroBatch(
-        tokens=ids.unsqueeze(0).to(device),
-        labels=labels.to(device),
-        rows=row.to(device),
-        index=torch.tensor(index, dtype=torch.int64, device=device),
-        sequence_index=torch.tensor(sequence_index, dtype=torch.int64, device=device),
-        num_sequences=len(bin),
-        packed=PackedSequences.of(lengths, device),
-    )
+    vectors = (torch.tensor(x, dtype=torch.int64, device=device) for x in (rows, labels, index, sequence_index))
+    packed = PackedSequences.of(spans, device)
+    return MicroBatch(torch.tensor([tokens], device=device), *vectors, len(members), packed)
+
+
+def _spans(
+    roots: Sequence[Node], sequences: Sequence[Sequence[int]]
+) -> tuple[list[Span], list[int], list[tuple[int, int]]]:
+    """The nodes' own tokens as spans, siblings side by side; all tokens; and (sequence, its last span) of each.
+
+    Siblings are in order of length, so that those that attend together need little padding.
+    """
+    spans: list[Span] = []
+    tokens: list[int] = []
+    members: list[tuple[int, int]] = []
+    waiting = deque([(roots, 0, BEGINS)])
+    while waiting:
+        siblings, start, parent = waiting.popleft()
+        for node in sorted(siblings, key=lambda node: (node.end, node.example)):
+            members += [(member, len(spans)) for member in node.members]
+            if node.children:
+                waiting.append((node.children, node.end, len(spans)))
+            tokens += sequences[node.example][start : node.end]
+            spans.append(Span(node.end - start, start, parent))
+    return spans, tokens, members
+
+
+def _rows(spans: Sequence[Span], first: Sequence[int], end: int) -> list[int]:
+    """The rows of a sequence's tokens in the pack, given the span that it ends in."""
+    chain = []
+    while end != BEGINS:
+        chain.append(end)
+        end = spans[end].parent
+    return [row for number in reversed(chain) for row in range(first[number], first[number + 1])]

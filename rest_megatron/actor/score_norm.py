@@ -11,10 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import (
-    gather_from_sequence_parallel_region,
-    gather_from_tensor_model_parallel_region,
-)
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
@@ -41,7 +38,7 @@ def distributions(actor: Actor, trajectory: Trajectory | None) -> Tensor:
     out = torch.zeros(count, vocabulary, dtype=torch.float32, device=parallel.device)
 
     def compute(batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
-        return batch.index, _logits(actor, hidden, batch.rows)
+        return batch.index, gather_from_tensor_model_parallel_region(actor.head.logits(hidden).float())
 
     actor.policy.eval()
     with torch.no_grad():
@@ -92,13 +89,3 @@ def _norm(actor: Actor, trajectories: list[Trajectory]) -> Norm:
     dist.all_reduce(sums, group=parallel_state.get_model_parallel_group())
     return Norm(*sums.tolist())
 
-
-def _logits(actor: Actor, hidden: Tensor, rows: Tensor) -> Tensor:
-    """float32 [n, V] of the last stage at these rows of a pack, gathered over tensor-parallel ranks."""
-    chunk = actor.policy.chunks[-1]
-    if actor.head.level == "logits":
-        own = chunk.logits(hidden).squeeze(1)[rows]
-    else:
-        whole = gather_from_sequence_parallel_region(hidden) if actor.head.sequence_parallel else hidden
-        own = whole.squeeze(1)[rows] @ chunk.output_weight().t()
-    return gather_from_tensor_model_parallel_region(own.float())

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.dealing import deal
 from rest_megatron.checkpoint.resume import EXPORT, RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
 from rest_megatron.config.check_rollout import without_engine

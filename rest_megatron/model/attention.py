@@ -1,40 +1,23 @@
-"""Core attention for Megatron's layer spec: PyTorch SDPA for packs and padded batches, with a key/value cache.
+"""Core attention for Megatron's layer spec: packs of sequences with shared beginnings, and padded batches with a cache.
 
 Layouts are Megatron's: packed ("thd") tensors are [tokens, heads, dim], batches are [sequence, batch, heads, dim].
-When Transformer Engine is chosen it computes the packed training path; sampling always takes SDPA and the cache.
+Packs are turned by their rotary angles here (Megatron would read their lengths back from the device in every layer);
+then one call of PyTorch's variable-length attention takes half precision on CUDA, SDPA a block at a time all else. When
+Transformer Engine is chosen it computes packs in which nothing is shared. Sampling always takes SDPA and the cache.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
-
-@dataclass
-class PackedSequences(PackedSeqParams):
-    """Megatron's packing record plus the lengths on the host, so that attention needs no device sync."""
-
-    lengths: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> "PackedSequences":
-        """Packing of consecutive sequences with these lengths (tokens)."""
-        bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-        longest = max(lengths)
-        return cls(
-            qkv_format="thd",
-            cu_seqlens_q=bounds,
-            cu_seqlens_kv=bounds,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-            lengths=tuple(lengths),
-        )
+from rest_megatron.model.packed import Block, PackedSequences
+from rest_megatron.model.rotary import rotate
 
 
 class KeyValueCache:
@@ -92,28 +75,59 @@ class CoreAttention(nn.Module):
         *,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
         """Attend.
 
-        Packed: query [t, heads, dim], key and value [t, groups, dim] -> [t, heads * dim], causal per sequence.
+        Packed: query [t, heads, dim], key and value [t, groups, dim] -> [t, heads * dim], by `PackedSequences`.
         Batched: [s, b, heads, dim] -> [s, b, heads * dim]; attention_mask [b, 1, s, keys] is True where a query
         may look (the opposite of Megatron's convention: only the sampler passes one), or added to the scores; None
         means causal.
         """
         if packed_seq_params is not None:
-            return self._packed(query, key, value, packed_seq_params.lengths)
+            return self._packed(*_turned(query, key, packed_seq_params), value, packed_seq_params)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         if self.cache is not None:
             key, value = self.cache.append(key, value)
         out = self._attend(query, key, value, attention_mask)
         return out.permute(2, 0, 1, 3).flatten(2)
 
-    def _packed(self, query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        # Each tensor as sequences [1, heads, tokens, dim].
-        pieces = ([x.transpose(0, 1).unsqueeze(0) for x in whole.split(lengths)] for whole in (query, key, value))
-        out = [self._attend(q, k, v, None) for q, k, v in zip(*pieces, strict=True)]
-        return torch.cat([x.squeeze(0).transpose(0, 1) for x in out]).flatten(1)
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+        if query.is_cuda and query.dtype != torch.float32:
+            return _variable_length(query, key, value, packed, self.softmax_scale).flatten(1)
+        sizes = [block.size for block in packed.blocks]
+        blocks = zip(packed.blocks, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        spans: dict[int, tuple[Tensor, Tensor]] = {}
+        out = []
+        for block, q, k, v in blocks:
+            if block.splits:
+                numbers = range(block.first, block.first + len(block.lengths))
+                pieces = zip(k.split(block.lengths), v.split(block.lengths), strict=True)
+                spans.update(zip(numbers, pieces, strict=True))
+            out.append(self._block(q, k, v, block, [spans[number] for number in block.prefix]))
+        return torch.cat(out).flatten(1)
+
+    def _block(
+        self, query: Tensor, key: Tensor, value: Tensor, block: Block, prefix: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """[tokens of the block, heads, dim]; prefix: keys and values [tokens, groups, dim] of what it continues."""
+        width = max(block.lengths)
+        # Where a span is shorter, the tokens of the next one fill its row up: nothing of the span sees them.
+        rows = None if block.even else _padded_rows(block.lengths, query.device)
+        wide = [x if rows is None else x.index_select(0, rows) for x in (query, key, value)]
+        q, k, v = (x.unflatten(0, (-1, width)).transpose(1, 2) for x in wide)
+        mask = None
+        if prefix:
+            before = (torch.cat(pieces).transpose(0, 1) for pieces in zip(*prefix, strict=True))
+            k, v = (
+                torch.cat([x.expand(len(own), -1, -1, -1), own], dim=2)
+                for x, own in zip(before, (k, v), strict=True)
+            )
+            mask = _visible(width, block.prefix_length, query)
+        out = self._attend(q, k, v, mask).transpose(1, 2)
+        if rows is None:
+            return out.flatten(0, 1)
+        return torch.cat([own[:length] for own, length in zip(out.unbind(0), block.lengths, strict=True)])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[b, heads, q, dim] x [b, groups, k, dim] -> [b, heads, q, dim]."""
@@ -137,6 +151,46 @@ class CoreAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+
+
+def _turned(query: Tensor, key: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor]:
+    """Both by the rotary angles of their positions."""
+    assert packed.cos is not None and packed.sin is not None
+    return rotate(query, packed.cos, packed.sin), rotate(key, packed.cos, packed.sin)
+
+
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, scale: float | None
+) -> Tensor:
+    """All spans in one call: keys and values of what a span continues are gathered before its own."""
+    if packed.key_index is not None:
+        key, value = key[packed.key_index], value[packed.key_index]
+    return varlen_attn(
+        query,
+        key,
+        value,
+        packed.cu_seqlens_q,
+        packed.cu_seqlens_kv,
+        packed.max_seqlen_q,
+        packed.max_seqlen_kv,
+        scale=scale,
+        # Causal; the last query is aligned with the last key.
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """[spans * longest] int64: of each span its own tokens and, up to the longest's length, those that follow."""
+    ends = torch.tensor(lengths).cumsum(0)
+    rows = (ends - torch.tensor(lengths)).unsqueeze(1) + torch.arange(max(lengths))
+    return rows.clamp_(max=int(ends[-1]) - 1).flatten().to(device)
+
+
+def _visible(width: int, before: int, like: Tensor) -> Tensor:
+    """[1, 1, width, before + width], to be added to the scores: 0 where a query may look, else -inf."""
+    hidden = torch.full((width, before + width), -torch.inf, dtype=like.dtype, device=like.device)
+    return hidden.triu_(before + 1)[None, None]
 
 
 def transformer_engine_attention() -> type[nn.Module]:
@@ -168,10 +222,11 @@ def transformer_engine_attention() -> type[nn.Module]:
             *,
             attn_mask_type: AttnMaskType | None = None,
             attention_bias: Tensor | None = None,
-            packed_seq_params: PackedSeqParams | None = None,
+            packed_seq_params: PackedSequences | None = None,
         ) -> Tensor:
             if packed_seq_params is None:
                 return super().forward(query, key, value, attention_mask)
+            query, key = _turned(query, key, packed_seq_params)
             out = self.packed_attention(
                 query, key, value, None, AttnMaskType.padding_causal, packed_seq_params=packed_seq_params
             )

@@ -23,6 +23,7 @@ from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import ConfigError
 from rest_megatron.model.attention import CoreAttention, transformer_engine_attention
 from rest_megatron.model.norm import RMSNorm
+from rest_megatron.model.packed import PackedSequences
 from rest_megatron.utils.libraries import has_transformer_engine
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -128,25 +129,40 @@ def layer_spec(
     return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RMSNorm)
 
 
-def choose_attention(name: str, dtype: torch.dtype, device: torch.device) -> type[nn.Module]:
-    """The core attention for `model.attention`.
+def choose_attention(name: str, dtype: torch.dtype, device: torch.device, shared: bool) -> type[nn.Module]:
+    """The core attention for `model.attention`; shared: whether packs hold sequences with shared beginnings.
 
-    Transformer Engine computes packed sequences in bfloat16 on CUDA only. Raises ConfigError when it is chosen
+    Transformer Engine computes packs of whole sequences in bfloat16 on CUDA only. Raises ConfigError when it is chosen
     elsewhere, or not installed.
     """
-    fits = device.type == "cuda" and dtype == torch.bfloat16 and has_transformer_engine()
+    fits = not shared and device.type == "cuda" and dtype == torch.bfloat16 and has_transformer_engine()
     if name == "sdpa" or (name == "auto" and not fits):
         return CoreAttention
     if not fits:
         raise ConfigError(
-            "model.attention=transformer_engine needs Transformer Engine installed, CUDA and model.dtype=bfloat16; "
-            f"here: installed {has_transformer_engine()}, {device.type}, {dtype}. Set model.attention=auto"
+            "model.attention=transformer_engine needs Transformer Engine installed, CUDA, model.dtype=bfloat16 and "
+            f"train.shared_prefixes=false; here: installed {has_transformer_engine()}, {device.type}, {dtype}, "
+            f"shared_prefixes {shared}. Set model.attention=auto"
         )
     return transformer_engine_attention()
 
 
+def _require_no_dropout(megatron: TransformerConfig) -> None:
+    """Raises ConfigError where answers that share a prompt would share what dropout draws for it."""
+    if megatron.attention_dropout > 0:
+        raise ConfigError(
+            f"attention_dropout is {megatron.attention_dropout}: the answers of a group would share what is drawn for "
+            "their prompt. Set train.shared_prefixes=false, or megatron.attention_dropout=0"
+        )
+
+
 class Chunk(GPTModel):
     """A GPTModel that ends with its last hidden states; `head` does the rest."""
+
+    def _preprocess(self, input_ids: Tensor, **_: Any) -> tuple[Tensor | None, None, None, None, None, None]:
+        """Embeddings on the first stage. No rotary angles: they are the pack's, and our attention applies them."""
+        embedded = self.embedding(input_ids=input_ids, position_ids=None) if self.pre_process else None
+        return embedded, None, None, None, None, None
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """Hidden states [s, b, h] (s / TP under sequence parallelism)."""
@@ -187,7 +203,10 @@ class Policy(nn.Module):
         super().__init__()
         self.hf = hf
         self.megatron = transformer_config(hf, config, parallel)
-        attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device)
+        shared = config.train.shared_prefixes
+        if shared:
+            _require_no_dropout(self.megatron)
+        attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device, shared)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
         chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)
         self.chunks = cast(Sequence[Chunk], chunks)  # as a ModuleList it would have modules of any kind
@@ -210,6 +229,8 @@ class Policy(nn.Module):
         chunk.rotary_pos_emb.inv_freq = inverse_frequencies(self.hf).to(device)
         return chunk
 
-    def forward(self, index: int, **kwargs: Any) -> Tensor:
-        """Run chunk `index`: hidden states for the next stage, or for the head."""
-        return self.chunks[index](**kwargs)
+    def forward(self, index: int, *, packed_seq_params: PackedSequences, **kwargs: Any) -> Tensor:
+        """Run chunk `index` on a pack: hidden states for the next stage, or for the head."""
+        chunk = self.chunks[index]
+        packed = packed_seq_params.rotated_by(chunk.rotary_pos_emb.inv_freq, self.megatron.params_dtype)
+        return chunk(packed_seq_params=packed, **kwargs)

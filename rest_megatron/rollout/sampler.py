@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.dealing import deal
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.dealing import deal
 from rest_megatron.actor.score_norm import Norm, distributions, score_norms
 from rest_megatron.data.tokens import decode
 from rest_megatron.method.regions import Region

@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.dealing import deal
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -196,12 +196,12 @@ def response_logits(actor: Actor, parallel: Parallel, answers: Answers) -> torch
     """The raw logits [tokens, vocab] that predict this rank's response tokens, on the last stage; None before it."""
     whole = torch.zeros(len(answers.old_log_probs), actor.policy.hf.vocab_size, device=parallel.device)
 
-    def keep(batch, output, non_loss_data=True):
-        assert output.dtype == DTYPES[actor.config.model.dtype], "the kernels get no float32 copy"
-        logits = actor.policy.chunks[-1].logits(output)
+    def keep(batch, hidden, non_loss_data=True):
+        assert hidden.dtype == DTYPES[actor.config.model.dtype], "the kernels get no float32 copy"
+        logits = actor.head.logits(hidden)
         shards = [torch.empty_like(logits) for _ in range(parallel.tp_size)]
         dist.all_gather(shards, logits.contiguous(), group=parallel.tp_group)
-        whole[batch.index] = torch.cat(shards, dim=-1).squeeze(1)[batch.rows].float()
+        whole[batch.index] = torch.cat(shards, dim=-1).float()
 
     actor.policy.eval()
     with torch.no_grad():

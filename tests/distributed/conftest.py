@@ -10,14 +10,14 @@ from tests.tiny import make_answers, oracle
 
 @pytest.fixture(scope="session")
 def answers():
-    """Sixteen ragged trajectories."""
-    return make_answers()
+    """Sixteen ragged trajectories, three groups with a shared prompt each and one by itself."""
+    return make_answers(shared=True)
 
 
 @pytest.fixture(scope="session")
 def masked_answers():
     """As many with tool tokens in the middle of each, and one of tool tokens alone."""
-    return make_answers(masked=True)
+    return make_answers(masked=True, shared=True)
 
 
 @pytest.fixture(scope="session")

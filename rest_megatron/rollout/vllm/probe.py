@@ -116,7 +116,7 @@ class Probe:
         self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True
     ) -> tuple[Tensor, Tensor]:
         out = self._head.token_stats(hidden, batch.labels, self._sampling.temperature, collision=False)
-        return batch.index, out.log_probs[batch.rows]
+        return batch.index, out.log_probs
 
 
 def compare(samples: Sequence[Sample], log_probs: Sequence[float]) -> Comparison:

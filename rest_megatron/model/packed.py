@@ -1,0 +1,129 @@
+"""A pack of sequences that share their beginnings: which runs of tokens lie in it, and what each of them attends to.
+
+A pack holds spans, each a run of consecutive tokens. A span begins a sequence or continues another span, so that the
+spans of several answers hang on the span of their one prompt. A token sees what is before it in its own span and all of
+the spans that this one continues: what a sequence of its own would have seen, at the same positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+BEGINS = -1
+"""The parent of a span that begins a sequence."""
+PADDED_PAIRS = 2048
+"""Query-key pairs of padding that cost less than one more call of the attention does."""
+
+
+class Span(NamedTuple):
+    """Some tokens of a pack, in the order in which a sequence has them."""
+
+    length: int
+    start: int
+    """Position of its first token in its sequence: the tokens of all spans that it continues."""
+    parent: int = BEGINS
+    """Number of the span that it continues, which lies before it in the pack; or BEGINS."""
+
+
+class Block(NamedTuple):
+    """Neighbouring spans that continue the same one, and attend in one call, padded to the longest of them."""
+
+    first: int
+    lengths: tuple[int, ...]
+    prefix: tuple[int, ...]
+    """Numbers of the spans that all of them continue, from the one that begins the sequence."""
+    prefix_length: int
+    splits: bool
+    """Whether other spans continue some of these."""
+
+    @property
+    def size(self) -> int:
+        """Tokens, without padding."""
+        return sum(self.lengths)
+
+    @property
+    def even(self) -> bool:
+        """Whether no padding is needed."""
+        return min(self.lengths) == max(self.lengths)
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Megatron's packing record, and what our own attention reads: no length has to be read back from the device."""
+
+    spans: tuple[Span, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    positions: Tensor | None = None
+    """[t] int64: of each token in its sequence."""
+    key_index: Tensor | None = None
+    """[keys] int64: the tokens that each span sees, span after span, `cu_seqlens_kv` the bounds; None: the pack's own
+    in their order, for nothing is shared."""
+    cos: Tensor | None = None
+    """[t, 1, dim / 2], of each token's rotary angles; None before `rotated_by`."""
+    sin: Tensor | None = None
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device) -> "PackedSequences":
+        """The pack of these spans, in this order."""
+        prefixes: list[tuple[int, ...]] = []
+        for span in spans:
+            prefixes.append(() if span.parent == BEGINS else (*prefixes[span.parent], span.parent))
+        keys = [span.start + span.length for span in spans]
+        shared = any(prefixes)
+        return cls(
+            qkv_format="thd",
+            cu_seqlens_q=_bounds([span.length for span in spans]).to(device),
+            cu_seqlens_kv=_bounds(keys).to(device),
+            max_seqlen_q=max(span.length for span in spans),
+            max_seqlen_kv=max(keys),
+            spans=tuple(spans),
+            blocks=_blocks(spans, prefixes),
+            positions=torch.cat([torch.arange(s.start, s.start + s.length) for s in spans]).to(device),
+            key_index=_key_index(spans, prefixes).to(device) if shared else None,
+        )
+
+    def rotated_by(self, inverse_frequencies: Tensor, dtype: torch.dtype) -> "PackedSequences":
+        """The same, with the rotary angles of its positions; inverse_frequencies [dim / 2] float32."""
+        assert self.positions is not None
+        angles = (self.positions[:, None] * inverse_frequencies)[:, None]
+        return replace(self, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+
+
+def _bounds(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def _key_index(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> Tensor:
+    first = [0, *accumulate(span.length for span in spans)]
+    rows = [torch.arange(a, b) for a, b in zip(first, first[1:], strict=False)]
+    return torch.cat([rows[number] for own, prefix in enumerate(prefixes) for number in (*prefix, own)])
+
+
+def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> tuple[Block, ...]:
+    """Runs of neighbours with one parent; another block begins where padding would cost more than a call."""
+    runs: list[list[int]] = []
+    for number, span in enumerate(spans):
+        run = runs[-1] if runs else []
+        lengths = [spans[i].length for i in (*run, number)]
+        padding = len(lengths) * max(lengths) - sum(lengths)
+        if run and spans[run[0]].parent == span.parent:
+            if padding * (span.start + max(lengths)) <= PADDED_PAIRS * len(run):
+                run.append(number)
+                continue
+        runs.append([number])
+    parents = {span.parent for span in spans}
+    return tuple(
+        Block(
+            first=run[0],
+            lengths=tuple(spans[i].length for i in run),
+            prefix=prefixes[run[0]],
+            prefix_length=spans[run[0]].start,
+            splits=not parents.isdisjoint(run),
+        )
+        for run in runs
+    )

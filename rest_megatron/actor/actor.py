@@ -15,9 +15,10 @@ from transformers import PreTrainedConfig
 from rest_kernels import LogProbEntropy
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
+from rest_megatron.actor.learning import learning
 from rest_megatron.actor.microbatch import MicroBatch, micro_batches, tokens_to_run
-from rest_megatron.actor.packing import pack_roots
-from rest_megatron.actor.prefixes import Node, shared_prefixes, unshared
+from rest_megatron.actor.packing import pack_sequences
+from rest_megatron.actor.sums import POLICY_SUMS, SUPERVISED_SUMS, global_metrics, stacked
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
@@ -28,13 +29,9 @@ from rest_megatron.model.huggingface import WeightSource, export, load_weights
 from rest_megatron.model.model import DTYPES, Policy
 from rest_megatron.types import PolicyStreams, TokenStats, Trajectory
 
-POLICY_SUMS = ("loss", "num_tokens", "clip_fraction", "clip_fraction_low", "approx_kl", "ratio", "entropy")
-SUPERVISED_SUMS = ("loss", "num_tokens")
-_KERNEL_NAMES = {"clip_fraction": "clipped", "clip_fraction_low": "clipped_low"}
-
 
 class Update(NamedTuple):
-    """One optimizer step: global metrics, and log_probs [T] float32 before it, 0 where a token weighs 0."""
+    """One optimizer step: global metrics, and log_probs [T] float32 before it, the old ones where none were read."""
 
     metrics: dict[str, float]
     log_probs: Tensor
@@ -92,13 +89,24 @@ class Actor:
     ) -> Update:
         """One optimizer step of the weighted clipped loss; it does not depend on how the batch is cut.
 
-        interruptible: see `run`; a step that is broken off changes nothing.
+        Answers that have no gradient are left out of it, with the same result. interruptible: see `run`; a step that
+        is broken off changes nothing.
         """
-        metrics, kept = self._step(trajectories, partial(self.policy_loss, streams), POLICY_SUMS, interruptible)
-        log_probs = torch.zeros_like(streams.old_log_probs)
+        part = learning(trajectories, streams, self.regularised)
+        loss = partial(self.policy_loss, part.streams)
+        metrics, kept = self._step(part.trajectories, loss, POLICY_SUMS, interruptible, part.left_out)
+        read = torch.zeros_like(part.streams.old_log_probs)
         for index, values in kept:
-            log_probs[index] = values
+            read[index] = values
+        if self.config.algorithm.ratio == "token":  # whose kernels pass tokens of weight 0 over
+            read = torch.where(part.streams.loss_weights == 0, part.streams.old_log_probs, read)
+        log_probs = streams.old_log_probs.index_copy(0, part.places, read)
         return Update(metrics, self.parallel.broadcast_from_last_stage(log_probs))
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the policy loss has a term that an answer of advantage 0 has, too."""
+        return self.config.algorithm.kl_coef > 0 or self.config.algorithm.entropy_coef > 0
 
     def skip(self, count: int) -> None:
         """Let the learning-rate schedule pass over `count` steps that are not taken."""
@@ -127,15 +135,17 @@ class Actor:
         loss: Callable[..., tuple],
         names: Sequence[str],
         interruptible: bool = True,
+        left_out: Tensor | None = None,
     ) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
-        """(metrics, what the loss kept of each micro-batch, on the last stage)."""
+        """(metrics, what the loss kept of each micro-batch, on the last stage); left_out: of `Learning`."""
         self.policy.train()
         self.zero.begin()
         results = self.run(trajectories, loss, forward_only=False, interruptible=interruptible)
         sums = [result[0] for result in results]
         grad_norm, learning_rate = self.zero.step(torch.stack(sums)[:, 0].sum() if sums else None)
         self.version += math.isfinite(grad_norm)
-        metrics = {**self._global_metrics(sums, names), "actor/grad_norm": grad_norm, "actor/lr": learning_rate}
+        metrics = global_metrics(sums, names, left_out, self.parallel)
+        metrics |= {"actor/grad_norm": grad_norm, "actor/lr": learning_rate}
         return metrics, [result[1] for result in results]
 
     def run(
@@ -200,7 +210,8 @@ class Actor:
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""
         sequences = [tokens_to_run(t) for t in trajectories]
-        bins = self._bins(sequences)
+        capacity, pp_size = self.config.train.max_tokens_per_micro_batch, self.parallel.pp_size
+        bins = pack_sequences(sequences, capacity, self.config.train.shared_prefixes, pp_size)
         count = torch.tensor(max(1, len(bins)), device=self.parallel.device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=self.parallel.dp_group)
         # The interleaved schedule takes whole rounds of one micro-batch per pipeline rank.
@@ -216,18 +227,6 @@ class Actor:
             same_length=self.parallel.pp_size > 1,
             device=self.parallel.device,
         )
-
-    def _bins(self, sequences: Sequence[Sequence[int]]) -> list[list[Node]]:
-        """What each micro-batch holds. Raises ValueError for a sequence that is longer than one may be."""
-        capacity, pp_size = self.config.train.max_tokens_per_micro_batch, self.parallel.pp_size
-        for number, own in enumerate(sequences):
-            if len(own) > capacity:
-                raise ValueError(
-                    f"sequence {number} has {len(own)} tokens, train.max_tokens_per_micro_batch is {capacity}; raise it "
-                    "to at least the longest prompt plus answer"
-                )
-        roots = (shared_prefixes if self.config.train.shared_prefixes else unshared)(sequences)
-        return pack_roots(roots, capacity, fewest=4 * pp_size if pp_size > 1 else 1)
 
     def _token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
         out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
@@ -282,17 +281,6 @@ class Actor:
 
         DeepSpeed averages gradients over data-parallel ranks; ours is a sum over them, hence the factor.
         """
-        values = {"loss": loss, **sums}
-        totals = torch.stack([values[_KERNEL_NAMES.get(name, name)].detach().double() for name in names])
+        totals = stacked({"loss": loss, **sums}, names)
         count = torch.tensor(len(batch.rows), dtype=torch.int, device=loss.device)
         return loss * self.parallel.dp_size, count, (totals, (batch.index, log_probs.detach()))
-
-    def _global_metrics(self, sums: list[Tensor], names: Sequence[str]) -> dict[str, float]:
-        """Sums [len(names)] of each micro-batch on the last stage -> global means per token, on every rank."""
-        totals = torch.stack(sums).sum(0) if sums else torch.zeros(len(names), dtype=torch.float64)
-        totals = totals.to(self.parallel.device)
-        if self.parallel.is_last_stage:
-            dist.all_reduce(totals, group=self.parallel.dp_group)
-        values = dict(zip(names, self.parallel.broadcast_from_last_stage(totals).tolist(), strict=True))
-        loss, tokens = values.pop("loss"), max(1.0, values.pop("num_tokens"))
-        return {"actor/loss": loss, **{f"actor/{name}": value / tokens for name, value in values.items()}}

@@ -15,5 +15,3 @@ def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
         hands[rank].append(i)
         totals[rank] += lengths[i]
     return [sorted(hand) for hand in hands]
-
-

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.gradients import COUNTED_ELSEWHERE, accumulated_gradient, sum_replicated_gradients
+from rest_megatron.actor.learning import learning
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.types import PolicyStreams, Trajectory
 
@@ -33,7 +34,8 @@ def of_group(
 
 def group_gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:
     """Of the policy loss of these answers of all data-parallel ranks. Collective."""
-    return loss_gradient(actor, trajectories, partial(actor.policy_loss, streams))
+    part = learning(trajectories, streams, actor.regularised)
+    return loss_gradient(actor, part.trajectories, partial(actor.policy_loss, part.streams))
 
 
 def loss_gradient(actor: Actor, trajectories: Sequence[Trajectory], loss: Callable[..., tuple]) -> list[Tensor]:

@@ -78,7 +78,10 @@ def _micro_batch(
 ) -> MicroBatch:
     spans, tokens, members = _spans(roots, sequences)
     first = [0, *accumulate(span.length for span in spans)]
-    rows, labels, index, sequence_index = [], [], [], []
+    rows: list[int] = []
+    labels: list[int] = []
+    index: list[int] = []
+    sequence_index: list[int] = []
     for place, (i, end) in enumerate(members):
         own = _rows(spans, first, end)
         prompt_ids, response_ids, _ = trajectories[i]
@@ -90,9 +93,19 @@ def _micro_batch(
     if len(tokens) < size:
         spans.append(Span(size - len(tokens), 0))
         tokens += [0] * (size - len(tokens))
-    vectors = (torch.tensor(x, dtype=torch.int64, device=device) for x in (rows, labels, index, sequence_index))
-    packed = PackedSequences.of(spans, device)
-    return MicroBatch(torch.tensor([tokens], device=device), *vectors, len(members), packed)
+
+    def vector(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return MicroBatch(
+        tokens=vector(tokens).unsqueeze(0),
+        rows=vector(rows),
+        labels=vector(labels),
+        index=vector(index),
+        sequence_index=vector(sequence_index),
+        num_sequences=len(members),
+        packed=PackedSequences.of(spans, device),
+    )
 
 
 def _spans(

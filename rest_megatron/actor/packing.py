@@ -2,7 +2,26 @@
 
 from collections.abc import Sequence
 
-from rest_megatron.actor.prefixes import Node
+from rest_megatron.actor.prefixes import Node, shared_prefixes, unshared
+
+BATCHES_PER_STAGE = 4
+"""Micro-batches that a pipeline of p stages wants for each: of m, its stages spend (p - 1) / (m + p - 1) waiting."""
+
+
+def pack_sequences(sequences: Sequence[Sequence[int]], capacity: int, shared: bool, pp_size: int) -> list[list[Node]]:
+    """What each micro-batch of at most `capacity` tokens holds; shared: whether a common beginning is run once.
+
+    The members of its nodes are numbers of sequences; empty ones are nowhere. Raises ValueError for a sequence that is
+    longer than the capacity.
+    """
+    for number, own in enumerate(sequences):
+        if len(own) > capacity:
+            raise ValueError(
+                f"sequence {number} has {len(own)} tokens, train.max_tokens_per_micro_batch is {capacity}; raise it to "
+                "at least the longest prompt plus answer"
+            )
+    roots = shared_prefixes(sequences) if shared else unshared(sequences)
+    return pack_roots(roots, capacity, BATCHES_PER_STAGE * pp_size if pp_size > 1 else 1)
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -6,7 +6,6 @@ their prompt; equal answers are one; dialogues may share turns, and all prompts 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 LEAST_SAVING = 0.05
 """Of the tokens below a beginning: one that saves less is repeated, for what is cut up is slower to attend to."""
@@ -43,14 +42,16 @@ class Node:
 
 def shared_prefixes(sequences: Sequence[Sequence[int]]) -> list[Node]:
     """The roots of a trie that holds each sequence but the empty ones."""
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    order = sorted(range(len(sequences)), key=lambda number: list(sequences[number]))
     path = [Node(0, -1)]  # from a root of nothing to where the last sequence ends
-    for last, number in pairwise([None, *order]):
+    last: Sequence[int] = ()
+    for number in order:
         own = sequences[number]
-        _close(path, 0 if last is None else _common(sequences[last], own))
+        _close(path, _common(last, own))
         if path[-1].end < len(own):
             path.append(Node(len(own), number))
         path[-1].members.append(number)
+        last = own
     _close(path, 0)
     return path[0].children
 

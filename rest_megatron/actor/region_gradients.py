@@ -81,8 +81,7 @@ def _present(actor: Actor, batch: Batch, streams: PolicyStreams) -> Tensor:
     """bool [groups, 4], on the CPU: which regions of which groups have a gradient, on any rank. Collective."""
     groups = torch.tensor(batch.group_index, dtype=torch.int64, device=batch.regions.device)[batch.sequence_index]
     counts = torch.zeros(batch.num_groups * len(Region), dtype=torch.float64, device=batch.regions.device)
-    regularised = actor.config.algorithm.kl_coef > 0 or actor.config.algorithm.entropy_coef > 0
-    has_gradient = (streams.loss_weights != 0) & ((streams.advantages != 0) | regularised)
+    has_gradient = (streams.loss_weights != 0) & ((streams.advantages != 0) | actor.regularised)
     counts.index_add_(0, groups * len(Region) + batch.regions, has_gradient.double())
     dist.all_reduce(counts, group=actor.parallel.dp_group)
     return (counts > 0).view(batch.num_groups, len(Region)).cpu()

@@ -88,4 +88,3 @@ def _norm(actor: Actor, trajectories: list[Trajectory]) -> Norm:
     actor.zero.discard()
     dist.all_reduce(sums, group=parallel_state.get_model_parallel_group())
     return Norm(*sums.tolist())
-

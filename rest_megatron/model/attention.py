@@ -6,7 +6,7 @@ then one call of PyTorch's variable-length attention takes half precision on CUD
 Transformer Engine is chosen it computes packs in which nothing is shared. Sampling always takes SDPA and the cache.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,8 +120,7 @@ class CoreAttention(nn.Module):
         if prefix:
             before = (torch.cat(pieces).transpose(0, 1) for pieces in zip(*prefix, strict=True))
             k, v = (
-                torch.cat([x.expand(len(own), -1, -1, -1), own], dim=2)
-                for x, own in zip(before, (k, v), strict=True)
+                torch.cat([x.expand(len(own), -1, -1, -1), own], dim=2) for x, own in zip(before, (k, v), strict=True)
             )
             mask = _visible(width, block.prefix_length, query)
         out = self._attend(q, k, v, mask).transpose(1, 2)
@@ -159,13 +158,11 @@ def _turned(query: Tensor, key: Tensor, packed: PackedSequences) -> tuple[Tensor
     return rotate(query, packed.cos, packed.sin), rotate(key, packed.cos, packed.sin)
 
 
-def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, scale: float | None
-) -> Tensor:
+def _variable_length(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences, scale: float | None) -> Tensor:
     """All spans in one call: keys and values of what a span continues are gathered before its own."""
     if packed.key_index is not None:
         key, value = key[packed.key_index], value[packed.key_index]
-    return varlen_attn(
+    out = varlen_attn(
         query,
         key,
         value,
@@ -178,6 +175,7 @@ def _variable_length(
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    return cast(Tensor, out)  # a tensor where nothing else is asked for
 
 
 def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> Tensor:

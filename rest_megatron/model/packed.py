@@ -7,7 +7,7 @@ the spans that this one continues: what a sequence of its own would have seen, a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -100,7 +100,7 @@ def _bounds(lengths: Sequence[int]) -> Tensor:
 
 def _key_index(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> Tensor:
     first = [0, *accumulate(span.length for span in spans)]
-    rows = [torch.arange(a, b) for a, b in zip(first, first[1:], strict=False)]
+    rows = [torch.arange(a, b) for a, b in pairwise(first)]
     return torch.cat([rows[number] for own, prefix in enumerate(prefixes) for number in (*prefix, own)])
 
 
@@ -111,11 +111,11 @@ def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> tuple
         run = runs[-1] if runs else []
         lengths = [spans[i].length for i in (*run, number)]
         padding = len(lengths) * max(lengths) - sum(lengths)
-        if run and spans[run[0]].parent == span.parent:
-            if padding * (span.start + max(lengths)) <= PADDED_PAIRS * len(run):
-                run.append(number)
-                continue
-        runs.append([number])
+        cheap = padding * (span.start + max(lengths)) <= PADDED_PAIRS * len(run)
+        if run and cheap and spans[run[0]].parent == span.parent:
+            run.append(number)
+        else:
+            runs.append([number])
     parents = {span.parent for span in spans}
     return tuple(
         Block(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x cos + rotate_half(x) sin: x [t, heads, dim]; cos, sin [t, 1, dim / 2], in x's dtype, of angles that both halves
-    of a head have (Su et al. 2021, arXiv 2104.09864, in the order of Hugging Face's models)."""
+    of a head have (Su et al. 2021, arXiv 2104.09864, in the order of Hugging Face's models).
+    """
     return _Rotate.apply(x, cos, sin)
 
 

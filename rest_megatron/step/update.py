@@ -2,8 +2,6 @@
 
 import math
 
-import torch
-
 from rest_megatron.actor.actor import Update
 from rest_megatron.config.schema import Config
 from rest_megatron.session import Session
@@ -65,8 +63,6 @@ def _update(session: Session, batch: Batch, streams: PolicyStreams, weights: Ste
         done = session.actor.update(trajectories, own, interruptible=number == 0)
         count_skipped(session, state, state.step + 1, done.metrics, trajectories, own)
         log_probs[part.tokens] = done.log_probs
-        if session.config.algorithm.ratio == "token":  # otherwise tokens of weight 0 are read, too
-            log_probs[part.tokens] = torch.where(own.loss_weights == 0, own.old_log_probs, done.log_probs)
         metrics.append(done.metrics)
     return Update(_mean_metrics(metrics), log_probs)
 
@@ -75,5 +71,9 @@ def _mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
     if not metrics:
         return {}
     skipped = sum(not math.isfinite(m["actor/grad_norm"]) for m in metrics)
-    means = {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+    found: dict[str, list[float]] = {}
+    for own in metrics:
+        for name, value in own.items():
+            found.setdefault(name, []).append(value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
     return means | {"actor/skipped_updates": float(skipped)}

@@ -19,9 +19,7 @@ def cut(trajectories, bins=None, multiple_of=1, same_length=False, shared=True):
     for bin in [range(len(trajectories))] if bins is None else bins:
         own = [sequences[i] if i in bin else [] for i in range(len(sequences))]
         roots.append((shared_prefixes if shared else unshared)(own))
-    return micro_batches(
-        trajectories, sequences, roots, multiple_of=multiple_of, same_length=same_length, device=CPU
-    )
+    return micro_batches(trajectories, sequences, roots, multiple_of=multiple_of, same_length=same_length, device=CPU)
 
 
 # Response tokens, in order: 12 13 | 21 | 32 33 34.

@@ -1,6 +1,7 @@
 """Attention over packs of sequences with shared beginnings, against each sequence by itself in float64."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -82,9 +83,7 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(name):
     ours = with_gradients(
         lambda q, k, v: attention(q, k, v, packed_seq_params=packed), [x.clone() for x in tensors], upstream
     )
-    exact = with_gradients(
-        lambda q, k, v: alone(spans, q, k, v), [x.double() for x in tensors], upstream.double()
-    )
+    exact = with_gradients(lambda q, k, v: alone(spans, q, k, v), [x.double() for x in tensors], upstream.double())
     # A sum over the keys of a token, each rounded by itself.
     bar = 8 * math.sqrt(max(span.start + span.length for span in spans)) * 2**-24
     for what, a, b in zip(("output", "query", "key", "value"), ours, exact, strict=True):
@@ -94,7 +93,7 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(name):
 def test_the_keys_of_a_span_are_those_of_all_it_continues_and_its_own():
     packed = PackedSequences.of(PACKS["turns"], CPU)
     bounds = packed.cu_seqlens_kv.tolist()
-    keys = [packed.key_index[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    keys = [packed.key_index[a:b].tolist() for a, b in pairwise(bounds)]
     first = [0, 1, 2, 3]
     assert keys[0] == first
     assert keys[3] == [*first, 12, 13, 14]
@@ -125,8 +124,6 @@ def test_rotation_and_its_gradient_round_as_the_formula_does(dtype):
         both = torch.cat([-second, first], dim=-1)
         return x * torch.cat([cos, cos], -1) + both * torch.cat([sin, sin], -1)
 
-    ours, theirs = (
-        with_gradients(turn, [x.clone()], upstream) for turn in (lambda x: rotate(x, cos, sin), formula)
-    )
+    ours, theirs = (with_gradients(turn, [x.clone()], upstream) for turn in (lambda x: rotate(x, cos, sin), formula))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)

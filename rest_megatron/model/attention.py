@@ -43,7 +43,7 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows [kept] of the batch, in this order."""
+        """Keep only these rows [kept] of the batch, in this order; a row named twice is repeated."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 

@@ -114,19 +114,12 @@ class Sampler:
     def _decode(
         self, requests: Sequence[Request], uniforms: Tensor, caches: list[KeyValueCache]
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Token ids and log-probs of every row. Each prompt is read once, then its cache rows are repeated.
-
-        Raises _Stopped.
-        """
+        """Token ids and log-probs of every row. Raises _Stopped."""
         group_size = uniforms.shape[0] // len(requests)
         limits = [request.max_new_tokens for request in requests for _ in range(group_size)]
         device = self.parallel.device
-        ids, positions, padding = _left_padded([request.prompt_ids for request in requests], device)
-        logits = self._forward(ids, positions, _prefill_mask(padding, ids.shape[1]))
-        spread = torch.arange(len(requests), device=device).repeat_interleave(group_size)
-        _keep(caches, spread)
-        logits = None if logits is None else logits[spread]
-        padding, positions = padding[spread], positions[spread, -1:]
+        logits, padding, positions = self._prefill(requests, group_size, caches)
+        width = max(len(request.prompt_ids) for request in requests)
         index = torch.arange(uniforms.shape[0], device=device)
         rows, done = index.tolist(), [False] * len(index)
         tokens: list[list[int]] = [[] for _ in rows]
@@ -150,9 +143,27 @@ class Sampler:
                 rows, done = index.tolist(), [False] * len(going)
                 _keep(caches, going)
             positions = positions + 1
-            mask = self._decode_mask(padding, ids.shape[1] + step + 1)
+            mask = self._decode_mask(padding, width + step + 1)
             logits = self._forward(choice[0].long().unsqueeze(1), positions, mask)
         return tokens, log_probs
+
+    def _prefill(
+        self, requests: Sequence[Request], group_size: int, caches: list[KeyValueCache]
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Read each distinct prompt once, then repeat what came of it for every answer that begins with it.
+
+        Equal prompts are the answers of a group, dialogues that are still alike, and prompts given twice. Returns, of
+        each answer's last prompt token, logits [b, vocab / TP] (None before the last stage), padding [b] and positions
+        [b, 1]; the caches' rows are the answers' too.
+        """
+        prompts = [tuple(request.prompt_ids) for request in requests]
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        ids, positions, padding = _left_padded(list(rows), self.parallel.device)
+        logits = self._forward(ids, positions, _prefill_mask(padding, ids.shape[1]))
+        spread = torch.tensor([rows[prompt] for prompt in prompts], device=self.parallel.device)
+        spread = spread.repeat_interleave(group_size)
+        _keep(caches, spread)
+        return None if logits is None else logits[spread], padding[spread], positions[spread, -1:]
 
     def _decode_mask(self, padding: Tensor, width: int) -> Tensor:
         """[b, 1, 1, width], added to the scores: once here in place of once in every layer."""

@@ -240,18 +240,24 @@ def sampled(
     rollout: RolloutConfig,
     stop: list[int],
 ) -> dict:
-    """Answers drawn by the sampler, and the actor's own log-probs of them."""
+    """Answers drawn by the sampler, tokens and rows of each forward, and the actor's own log-probs of the answers."""
     config = replace(make_config(model, layout), rollout=rollout)
     actor, parallel = start(launch, config)
     engine = Sampler(actor.policy, parallel, rollout, stop)
     engine.publish(7)
     how = {"group_size": rollout.group_size, "seed": 5}
+    shapes: list[tuple[int, ...]] = []
+    watching = actor.policy.chunks[0].decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["rotary_pos_emb"].shape[:2])), with_kwargs=True
+    )
     groups = engine.generate(requests, **how)
+    watching.remove()
     samples = [sample for group in groups for sample in group]
     stats = actor.log_probs([Trajectory(s.prompt_ids, s.token_ids) for s in samples])
     again = engine.generate(requests, **how)
     return {
         "samples": samples,
+        "shapes": shapes,
         "log_probs": stats.log_probs,
         "repeats": again == groups,
         "sequence_parallel": actor.policy.megatron.sequence_parallel,

@@ -101,6 +101,25 @@ def test_draws_do_not_depend_on_the_batch_size(pool, tiny_model, expected):
     assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in expected[False]["samples"]]
 
 
+EQUAL = [0, 3, 0, 2, 3]
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sp=True), Layout(tp=2, pp=2, vpp=2)], ids=str)
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_alone(
+    pool, tiny_model, bar, within, layout, group_size
+):
+    requests = number_requests([make_prompts()[i] for i in EQUAL], ROLLOUT.max_new_tokens)
+    alone, together = (replace(ROLLOUT, group_size=group_size, max_batch_size=group_size * n) for n in (1, len(EQUAL)))
+    want = pool.run(sampled, 1, tiny_model(), Layout(), requests, alone, STOP)[0]
+    assert [rows for tokens, rows in want["shapes"] if tokens > 1] == [1] * len(EQUAL)
+    for result in pool.run(sampled, layout.world_size, tiny_model(), layout, requests, together, STOP):
+        assert [rows for tokens, rows in result["shapes"] if tokens > 1] == [len(set(EQUAL))]
+        assert [s.token_ids for s in result["samples"]] == [s.token_ids for s in want["samples"]]
+        ours, theirs = (torch.tensor([x for s in r["samples"] for x in s.log_probs]) for r in (result, want))
+        within({"sampled log_probs": relative_error(ours, theirs)}, bar)
+
+
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2)], ids=str)
 def test_a_prompt_s_own_limit_cuts_its_answers_and_changes_no_draw(pool, tiny_model, expected, layout):
     limits = [3, 12, 1, 7, 12]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rest_megatron.actor.dealing import CostModel
 from rest_megatron.data.answers import answer_bytes, turns
 from rest_megatron.grammar import HERMES, TOOLRL
 from rest_megatron.method.regions import Region, label_regions
@@ -40,7 +41,9 @@ def batch_of(*samples: Sample, grammar=TOOLRL, advantages=None):
         TABLE,
         grammar,
         group_size=len(samples),
-        mini_batch_size=len(samples),
+        borders=[0, len(samples)],
+        learns=[True] * len(samples),
+        cost=CostModel(row=0, pair=0, update=3),
         dp_rank=0,
         dp_size=1,
         device=torch.device("cpu"),

@@ -124,11 +124,11 @@ def imbalance(works: Sequence[Work], deals: Sequence[Sequence[Sequence[int]]], c
 
 
 class _Cut(NamedTuple):
-    """The last `count` answers of a group are to leave the fullest rank; `fuller`: what then costs more of the two."""
+    """The last `answers` answers of a group are to leave the fullest rank; `fuller`: what then costs more of the two."""
 
     fuller: int
     group: int
-    count: int
+    answers: int
 
 
 class _Table:
@@ -143,7 +143,7 @@ class _Table:
         self._loads = [sum(self._part(g, part) for g, part in hand.items()) for hand in hands]
 
     def even_out(self) -> None:
-        """Cut groups of the fullest rank for the emptiest, while that pays; keep the cuts that made the fullest less."""
+        """Cut groups of the fullest rank for the emptiest while that pays; only cuts that lower the maximum stay."""
         least, kept = max(self._loads), self.hands
         while max(self._loads) * len(self._loads) > EVEN * sum(self._loads):
             full, empty = self._loads.index(max(self._loads)), self._loads.index(min(self._loads))
@@ -172,7 +172,7 @@ class _Table:
 
     def _move(self, cut: _Cut, full: int, empty: int) -> None:
         part, there = self.hands[full][cut.group], self.hands[empty].get(cut.group, [])
-        parts = {full: part[: -cut.count], empty: sorted(there + part[-cut.count :])}
+        parts = {full: part[: -cut.answers], empty: sorted(there + part[-cut.answers :])}
         self.hands = list(self.hands)
         for rank, new in parts.items():
             hand = self.hands[rank]

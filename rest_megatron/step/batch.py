@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rest_megatron.actor.dealing import CostModel, Work, deal, imbalance
+from rest_megatron.config.schema import Config
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
-from rest_megatron.config.schema import Config
 from rest_megatron.session import Session
 from rest_megatron.types import Batch, Experience, MiniBatch, Sample, Trajectory
 

@@ -1,28 +1,13 @@
-"""Dealing, packing and the rows of a micro-batch."""
+"""Packing and the rows of a micro-batch."""
 
 import pytest
 import torch
 
-from rest_megatron.actor.microbatch import IGNORE_INDEX, deal, micro_batches, pack
+from rest_megatron.actor.microbatch import IGNORE_INDEX, micro_batches, pack
 from rest_megatron.types import Trajectory
 
 CPU = torch.device("cpu")
 LENGTHS = [[], [5], [7, 7, 7, 7], [31, 2, 2, 2, 2, 30, 1], [1, 2, 3, 4, 5, 6, 7, 8, 9], [16] * 5 + [3] * 11]
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_a_deal_gives_every_answer_once_and_balances_tokens(lengths, num_ranks):
-    hands = deal(lengths, num_ranks)
-    assert len(hands) == num_ranks
-    assert sorted(i for hand in hands for i in hand) == list(range(len(lengths)))
-    assert all(hand == sorted(hand) for hand in hands)
-    totals = [sum(lengths[i] for i in hand) for hand in hands]
-    assert max(totals) - min(totals) <= max(lengths, default=0)
-
-
-def test_a_deal_is_longest_first_to_the_emptiest():
-    assert deal([3, 9, 5, 5, 1], 2) == [[0, 1], [2, 3, 4]]
 
 
 @pytest.mark.parametrize("capacity", [31, 32, 64, 1000])

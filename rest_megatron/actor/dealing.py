@@ -124,7 +124,7 @@ def imbalance(works: Sequence[Work], deals: Sequence[Sequence[Sequence[int]]], c
 
 
 class _Cut(NamedTuple):
-    """The last `answers` answers of a group are to leave the fullest rank; `fuller`: what then costs more of the two."""
+    """The last so many `answers` of a group leave the fullest rank; `fuller`: the dearer of the two ranks after that."""
 
     fuller: int
     group: int

@@ -124,7 +124,7 @@ def imbalance(works: Sequence[Work], deals: Sequence[Sequence[Sequence[int]]], c
 
 
 class _Cut(NamedTuple):
-    """The last so many `answers` of a group leave the fullest rank; `fuller`: the dearer of the two ranks after that."""
+    """The last so many `answers` of a group move; `fuller`: what the dearer of the two ranks then costs."""
 
     fuller: int
     group: int

@@ -180,6 +180,8 @@ class Batch:
     rollout_log_probs: Tensor
     """[T] float32, as the engine drew them."""
     mini_batches: list[MiniBatch]
+    imbalance: float = 1.0
+    """Cost of the fullest rank's answers over the mean of all ranks."""
 
     @property
     def lengths(self) -> list[int]:

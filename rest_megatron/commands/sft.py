@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from rest_megatron.actor.dealing import deal
+from rest_megatron.actor.dealing import CostModel, Work, deal, imbalance
 from rest_megatron.checkpoint.resume import EXPORT, RunIdentity, data_hash, write_finished
 from rest_megatron.commands.inputs import read_demonstrations
 from rest_megatron.config.check_rollout import without_engine
@@ -39,12 +39,14 @@ def train_step(session: Session, state: RunState, trajectories: Sequence[Traject
     """The next demonstrations, one optimizer step, its metrics, and a checkpoint when one is due."""
     config, started = session.config, time.perf_counter()
     chosen = [trajectories[i] for i in state.cursor.next_batch(config.sft.batch_size)]
-    mine = deal([t.length for t in chosen], session.parallel.dp_size)[session.parallel.dp_rank]
-    own = [chosen[i] for i in mine]
+    works, cost = [Work.of(t) for t in chosen], CostModel.of(session.actor.policy.hf, config)
+    hands = deal(works, session.parallel.dp_size, cost)
+    own = [chosen[i] for i in hands[session.parallel.dp_rank]]
     with session.parallel.watch.phase("update"):
         metrics = session.actor.supervised_step(own, sum(t.num_targets for t in chosen))
     state.step += 1
     count_skipped(session, state, state.step, metrics, own)
+    metrics["load/imbalance"] = imbalance(works, [hands], cost)
     metrics |= {"time/step": time.perf_counter() - started, "time/checkpoint": saver.take_seconds()}
     session.metrics.log(state.step, metrics)
     session.progress.step(state.step, config.sft.steps, metrics)

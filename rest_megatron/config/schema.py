@@ -149,7 +149,10 @@ class TrainConfig:
 
     steps: int = key(100, "Training steps (rollout + update); progress nu = step / steps.", ge=1)
     mini_batch_size: int | None = key(
-        None, "Answers per optimizer step, over all ranks; null: all of the step's.", ge=1
+        None,
+        "Answers per optimizer step, over all ranks; null: all of the step's. From rollout.group_size on, at most as "
+        "many whole groups as fit in, so that no prompt is computed in two optimizer steps.",
+        ge=1,
     )
     epochs: int = key(1, "Passes over each step's answers.", ge=1)
     max_tokens_per_micro_batch: int = key(8192, "Tokens packed into one micro-batch of one rank.", ge=1)

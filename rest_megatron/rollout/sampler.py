@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from rest_megatron.actor.dealing import deal
+from rest_megatron.actor.dealing import deal_costs
 from rest_megatron.config.schema import RolloutConfig
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import NonFiniteError
@@ -77,7 +77,7 @@ class Sampler:
         generator = torch.Generator().manual_seed(seed)
         numbers = [request.number for request in requests]
         uniforms = torch.rand(max(numbers) + 1, group_size, longest, generator=generator)[numbers]
-        mine = deal([len(r.prompt_ids) for r in requests], self.parallel.dp_size)[self.parallel.dp_rank]
+        mine = deal_costs([len(r.prompt_ids) for r in requests], self.parallel.dp_size)[self.parallel.dp_rank]
         mine.sort(key=lambda i: len(requests[i].prompt_ids))
         per_batch = max(1, self.config.max_batch_size // group_size)
         answers: dict[int, list[Sample]] = {}

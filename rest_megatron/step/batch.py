@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rest_megatron.actor.dealing import deal
+from rest_megatron.actor.dealing import CostModel, Work, deal, imbalance
+from rest_megatron.config.schema import Config
 from rest_megatron.data.answers import think_open, turns
 from rest_megatron.grammar import Grammar
 from rest_megatron.method.regions import label_regions
@@ -23,11 +24,34 @@ def make_batch(session: Session, experience: Experience, *, whole: bool = False)
         session.token_table,
         session.grammar,
         group_size=config.rollout.group_size,
-        mini_batch_size=config.train.mini_batch_size or len(samples),
+        borders=mini_batch_borders(config, experience.num_trained),
+        learns=_learning(experience, config),
+        cost=CostModel.of(session.actor.policy.hf, config),
         dp_rank=0 if whole else parallel.dp_rank,
         dp_size=1 if whole else parallel.dp_size,
         device=parallel.device,
     )
+
+
+def mini_batch_borders(config: Config, num_groups: int) -> list[int]:
+    """Where the mini-batches of so many groups' answers begin, and where the last ends; [0] without answers.
+
+    They have at most train.mini_batch_size answers. Where a group fits in they are whole groups, their sizes equal up
+    to one group, for in two of them a prompt is computed twice; otherwise their sizes are equal up to one answer.
+    """
+    group_size = config.rollout.group_size
+    size = config.train.mini_batch_size or max(1, num_groups) * group_size
+    unit = group_size if size >= group_size else 1
+    units = num_groups * group_size // unit
+    count = -(-units // (size // unit))
+    return [i * units // count * unit for i in range(count + 1)] if count else [0]
+
+
+def _learning(experience: Experience, config: Config) -> list[bool]:
+    """Whether each answer to train on has a gradient: by its advantage, or by a term that looks at every token."""
+    if config.algorithm.kl_coef > 0 or config.algorithm.entropy_coef > 0:
+        return [True] * len(experience.trained)
+    return (experience.advantages[: experience.num_trained].flatten() != 0).tolist()
 
 
 def deal_batch(
@@ -37,7 +61,9 @@ def deal_batch(
     grammar: Grammar,
     *,
     group_size: int,
-    mini_batch_size: int,
+    borders: Sequence[int],
+    learns: Sequence[bool],
+    cost: CostModel,
     dp_rank: int,
     dp_size: int,
     device: torch.device,
@@ -45,22 +71,17 @@ def deal_batch(
     """Cut the step's answers into mini-batches, deal each over the data-parallel ranks, keep ours.
 
     samples: answers to train on, `group_size` to each prompt; advantages: float32, in that order, and more after them.
-    Mini-batches have at most `mini_batch_size` answers and equal sizes up to one; without answers there is none.
+    borders: of the mini-batches, see `mini_batch_borders`. learns: whether each answer has a gradient.
     """
-    mine: list[int] = []
-    mini_batches = []
-    num_tokens = 0
-    count = -(-len(samples) // max(1, mini_batch_size))
-    borders = [i * len(samples) // count for i in range(count + 1)] if count else [0]
-    for first, last in pairwise(borders):
-        part = samples[first:last]
-        hand = deal([len(s.prompt_ids) + len(s.token_ids) for s in part], dp_size)[dp_rank]
-        added = sum(part[i].num_sampled for i in hand)
-        mini_batches.append(
-            MiniBatch(slice(len(mine), len(mine) + len(hand)), slice(num_tokens, num_tokens + added), len(part))
-        )
-        mine += [first + i for i in hand]
-        num_tokens += added
+    works = [
+        Work(s.prompt_ids, len(s.token_ids), s.num_sampled, learn) for s, learn in zip(samples, learns, strict=True)
+    ]
+    deals = [
+        [[first + i for i in hand] for hand in deal(works[first:last], dp_size, cost)]
+        for first, last in pairwise(borders)
+    ]
+    hands = [ranks[dp_rank] for ranks in deals]
+    mine = [i for hand in hands for i in hand]
     ours = [samples[i] for i in mine]
     lengths = torch.tensor([s.num_sampled for s in ours], dtype=torch.int64)
     regions = [label for s in ours for label in _regions(s, token_table, grammar)]
@@ -75,8 +96,20 @@ def deal_batch(
         rollout_log_probs=torch.tensor(
             [x for s in ours for x in s.sampled(s.log_probs)], dtype=torch.float32, device=device
         ),
-        mini_batches=mini_batches,
+        mini_batches=_mini_batches(samples, hands, borders),
+        imbalance=imbalance(works, deals, cost),
     )
+
+
+def _mini_batches(samples: Sequence[Sample], hands: Sequence[Sequence[int]], borders: Sequence[int]) -> list[MiniBatch]:
+    """Where this rank's share of each mini-batch lies among its answers and their tokens."""
+    parts = []
+    answers = tokens = 0
+    for hand, (first, last) in zip(hands, pairwise(borders), strict=True):
+        end, last_token = answers + len(hand), tokens + sum(samples[i].num_sampled for i in hand)
+        parts.append(MiniBatch(slice(answers, end), slice(tokens, last_token), last - first))
+        answers, tokens = end, last_token
+    return parts
 
 
 def _regions(sample: Sample, token_table: Sequence[bytes], grammar: Grammar) -> list[int]:

@@ -27,14 +27,15 @@ def answer_metrics(session: Session, experience: Experience) -> dict[str, float]
 def measure(
     session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
 ) -> dict[str, float]:
-    """Token weights, mismatch with the engine, length bias, updates and regions of a step, the same on every rank.
+    """Of a step: how even its deal, token weights, mismatch with the engine, length bias, updates and regions.
 
-    Collective.
+    Collective; the same on every rank.
 
     batch: this rank's share of the answers; old: their statistics before the updates; done: of `step.update.update`.
     """
     group, algorithm = session.parallel.dp_group, session.config.algorithm
-    metrics = weights.metrics() | mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
+    metrics = {"load/imbalance": batch.imbalance} | weights.metrics()
+    metrics |= mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
     metrics |= length_bias_metrics(session, experience, batch, weights)
     return metrics | done.metrics | region_update_metrics(session, batch, old.log_probs, weights, done.log_probs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rest_megatron.actor.dealing import deal
+from rest_megatron.actor.dealing import deal_costs
 from rest_megatron.actor.score_norm import Norm, distributions, score_norms
 from rest_megatron.data.tokens import decode
 from rest_megatron.method.regions import Region
@@ -61,7 +61,7 @@ def token_norms(session: Session, experience: Experience, count: int) -> tuple[l
         answer = int(np.searchsorted(starts, token, side="right")) - 1
         places.setdefault(answer, []).append(token - int(starts[answer]))
     answers = sorted(places)
-    hands = deal([len(places[a]) * batch.trajectories[a].length for a in answers], parallel.dp_size)
+    hands = deal_costs([len(places[a]) * batch.trajectories[a].length for a in answers], parallel.dp_size)
     mine = [answers[i] for i in hands[parallel.dp_rank]]
     found: dict[int, list[TokenNorm]] = {}
     for turn in range(max(map(len, hands))):

@@ -6,6 +6,7 @@ from rest_megatron.actor.actor import Update
 from rest_megatron.config.schema import Config
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
+from rest_megatron.step.batch import mini_batch_borders
 from rest_megatron.step.gradients import (
     gradient_variance_metrics,
     gradient_variances,
@@ -20,8 +21,7 @@ from rest_megatron.types import Batch, Experience, PolicyStreams, TokenStats
 
 def planned_updates(config: Config) -> int:
     """Optimizer steps of a training step that trains on all of its answers."""
-    answers = config.rollout.prompts_per_step * config.rollout.group_size
-    return config.train.epochs * -(-answers // (config.train.mini_batch_size or answers))
+    return config.train.epochs * (len(mini_batch_borders(config, config.rollout.prompts_per_step)) - 1)
 
 
 def update(

@@ -10,7 +10,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from transformers import AutoConfig
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.dealing import deal
+from rest_megatron.actor.dealing import CostModel, Work, deal
 from rest_megatron.config.schema import (
     AlgorithmConfig,
     Config,
@@ -73,6 +73,8 @@ PLAIN_LAYOUTS = [
     Layout(pp=2, dp=2),
 ]
 
+TOKENS_ALONE = CostModel(row=0, pair=0, update=3)
+
 
 def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) -> Config:
     return Config(
@@ -99,7 +101,8 @@ def start(launch: Launch, config: Config, total_steps: int = TOTAL_STEPS) -> tup
 
 def share(answers: Answers, parallel: Parallel) -> tuple[Answers, list[int]]:
     """This data-parallel rank's answers and their numbers."""
-    mine = deal([t.length for t in answers.trajectories], parallel.dp_size)[parallel.dp_rank]
+    works = [Work.of(trajectory) for trajectory in answers.trajectories]
+    mine = deal(works, parallel.dp_size, TOKENS_ALONE)[parallel.dp_rank]
     return answers.select(mine).to(parallel.device), mine
 
 

@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor, Update
-from rest_megatron.actor.microbatch import deal
+from rest_megatron.actor.dealing import deal_costs
 from rest_megatron.config.method import AlgorithmConfig
 from rest_megatron.config.schema import ParallelConfig
 from rest_megatron.distributed.launch import Launch
@@ -151,7 +151,7 @@ def mismatch(
 ) -> dict[str, float]:
     """The metrics of a step whose answers have these lengths and versions, dealt over all ranks."""
     parallel = initialize(launch, ParallelConfig(), choose_device("cpu", launch), seed=0)
-    mine = deal(lengths, parallel.dp_size)[parallel.dp_rank]
+    mine = deal_costs(lengths, parallel.dp_size)[parallel.dp_rank]
     parts = [(a, e) for a, e in zip(actor.split(list(lengths)), engine.split(list(lengths)), strict=True)]
     own = [torch.cat([torch.empty(0), *(parts[i][side] for i in mine)]) for side in (0, 1)]
     batch = SimpleNamespace(

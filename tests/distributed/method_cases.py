@@ -17,7 +17,7 @@ from rest_megatron.method.weights import WeightState
 from rest_megatron.step.batch import deal_batch
 from rest_megatron.step.weigh import weigh
 from rest_megatron.types import Sample
-from tests.distributed.cases import Layout, make_config, named, share, start
+from tests.distributed.cases import TOKENS_ALONE, Layout, make_config, named, share, start
 from tests.tiny import VOCAB, Answers
 
 # A vocabulary in which an answer's bytes are its ids.
@@ -106,7 +106,9 @@ def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step:
         TABLE,
         TOOLRL,
         group_size=2,
-        mini_batch_size=4,
+        borders=[0, 2, 6],
+        learns=[True] * len(TEXTS),
+        cost=TOKENS_ALONE,
         dp_rank=parallel.dp_rank,
         dp_size=parallel.dp_size,
         device=parallel.device,

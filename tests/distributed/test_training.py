@@ -43,6 +43,11 @@ def test_a_method_trains_alike_on_three_data_parallel_ranks(pool, tmp_path, name
     files = [EXAMPLES / f"{name}.yaml"]
     alone = read_metrics(run(pool, tmp_path / "one", 1, files=files, overrides=settings))
     same(read_metrics(run(pool, tmp_path / "cut", 3, files=files, overrides=settings)), alone)
+    one, cut = (
+        [json.loads(line)["load/imbalance"] for line in (tmp_path / name / "run" / "metrics.jsonl").open()]
+        for name in ("one", "cut")
+    )
+    assert one == [1.0] * 3 and all(1 < value <= 3 for value in cut)
 
 
 @pytest.mark.parametrize("mode", ["mask", "refill"])

@@ -124,5 +124,5 @@ def calls_of(launch: Launch, command: str, overrides: Sequence[str]) -> list[str
 
 
 def read_metrics(run_dir: Path) -> list[dict]:
-    """Metrics of each step, without those of the clock; null is nan."""
+    """`metrics` of each step; null is nan."""
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in metrics(run_dir)]

@@ -85,6 +85,8 @@ def torchrun(ranks: int, *words: str) -> list[str]:
 
 
 def metrics(run_dir: Path) -> list[dict]:
-    """The rows of metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without what depends on the clock, or on how many ranks there are."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and "per_second" not in k} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "load/")) and "per_second" not in k} for row in rows
+    ]

@@ -1,14 +1,18 @@
 """From sampled dialogues to flat vectors: of sampled ids alone, each turn labelled as an answer of its own."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
+from rest_megatron.actor.dealing import CostModel
+from rest_megatron.config import load
 from rest_megatron.data.answers import answer_bytes, turns
 from rest_megatron.grammar import HERMES, TOOLRL
 from rest_megatron.method.regions import Region, label_regions
-from rest_megatron.step.batch import deal_batch
+from rest_megatron.step.batch import deal_batch, mini_batch_borders
+from rest_megatron.step.update import planned_updates
 from rest_megatron.step.weigh import _reference
 from rest_megatron.types import Sample
 
@@ -33,16 +37,18 @@ def dialogue(*parts: tuple[bytes, bool], prompt=b"?", ends=True) -> Sample:
     return Sample(tuple(prompt), tuple(ids), tuple(log_probs), reason, 0, tuple(mask))
 
 
-def batch_of(*samples: Sample, grammar=TOOLRL, advantages=None):
+def batch_of(*samples: Sample, grammar=TOOLRL, advantages=None, borders=None, rank=0, num_ranks=1):
     return deal_batch(
         samples,
         torch.arange(len(samples)) + 1.0 if advantages is None else advantages,
         TABLE,
         grammar,
         group_size=len(samples),
-        mini_batch_size=len(samples),
-        dp_rank=0,
-        dp_size=1,
+        borders=borders or [0, len(samples)],
+        learns=[True] * len(samples),
+        cost=CostModel(row=0, pair=0, update=3),
+        dp_rank=rank,
+        dp_size=num_ranks,
         device=torch.device("cpu"),
     )
 
@@ -108,3 +114,47 @@ def test_turns_are_the_runs_of_sampled_ids():
     assert turns((5, 6), (False, False)) == []
     with pytest.raises(ValueError, match="a mask of 1 entries for 2 ids"):
         turns((5, 6), (True,))
+
+
+@pytest.mark.parametrize(
+    "groups, size, borders",
+    [
+        (16, 32, [0, 32, 64, 96, 128]),
+        (17, 128, [0, 64, 136]),
+        (3, 8, [0, 8, 16, 24]),
+        (5, 20, [0, 8, 24, 40]),  # two groups of 8 fit in 20 answers
+        (16, None, [0, 128]),
+        (2, 4, [0, 4, 8, 12, 16]),
+        (1, 3, [0, 2, 5, 8]),
+        (0, 8, [0]),
+        (0, None, [0]),
+    ],
+)
+def test_mini_batches_end_where_groups_do_if_one_fits_in(groups, size, borders):
+    config = settings(size)
+    assert mini_batch_borders(config, groups) == borders
+    assert max((last - first for first, last in pairwise(borders)), default=0) <= (size or 128)
+
+
+@pytest.mark.parametrize("size, updates", [(None, 2), (128, 2), (64, 4), (20, 16), (8, 32), (4, 64)])
+def test_as_many_updates_are_planned_as_all_groups_have_mini_batches(size, updates):
+    assert planned_updates(settings(size)) == updates
+
+
+def settings(mini_batch_size: int | None):
+    """Two epochs of 16 groups of 8."""
+    size = "null" if mini_batch_size is None else mini_batch_size
+    words = ["rollout.prompts_per_step=16", "rollout.group_size=8", "train.epochs=2", f"train.mini_batch_size={size}"]
+    return load((), words)
+
+
+def test_ranks_share_each_mini_batch_evenly():
+    samples = [Sample((number, 2), (*LAST, STOP), (-0.5,) * (len(LAST) + 1), "stop", 0) for number in (0, 1, 2, 3, 4)]
+    samples = [sample for sample in samples for _ in range(2)]
+    shares = [batch_of(*samples, borders=[0, 4, 10], rank=rank, num_ranks=2) for rank in range(2)]
+    assert [batch.sample_index for batch in shares] == [[0, 1, 4, 8, 9], [2, 3, 5, 6, 7]]
+    for batch in shares:
+        assert [part.num_sequences_global for part in batch.mini_batches] == [4, 6]
+        assert [part.sequences for part in batch.mini_batches] == [slice(0, 2), slice(2, 5)]
+        assert [part.tokens for part in batch.mini_batches] == [slice(0, 2 * 47), slice(2 * 47, 5 * 47)]
+        assert batch.imbalance == 1.0

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from rest_megatron.config import load
 from rest_megatron.distributed.watch import Watch
@@ -12,7 +11,6 @@ from rest_megatron.evaluate.heldout import fixed_progress
 from rest_megatron.grammar import TOOLRL
 from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.reward.presets import build_reward
-from rest_megatron.step.batch import deal_batch
 from rest_megatron.step.collect import collect
 from rest_megatron.step.score import accuracies, reward_metrics
 from rest_megatron.types import Prompt, Sample, Score
@@ -160,28 +158,6 @@ def test_metrics_are_means_over_the_answers_that_have_a_part():
     assert metrics == {"reward/mean": 2.0, "reward/correctness": 1.5, "reward/a": 0.5, "reward/b": 0.5}
     assert accuracies(metrics) == (None, None, None)
     assert accuracies({"reward/format": 0.1, "reward/name": 0.2, "reward/parameter_values": 0.3}) == (0.1, 0.2, 0.3)
-
-
-@pytest.mark.parametrize("count, size, sizes", [(136, 128, [68, 68]), (24, 8, [8] * 3), (10, 4, [3, 3, 4]), (0, 8, [])])
-def test_mini_batches_are_of_equal_size_however_many_answers_are_left(count, size, sizes):
-    samples = [Sample((1, 2), GOOD, (-0.5,) * len(GOOD), "stop", 0)] * count
-    batches = [
-        deal_batch(
-            samples,
-            torch.zeros(count + 8),
-            TABLE,
-            TOOLRL,
-            group_size=8,
-            mini_batch_size=size,
-            dp_rank=rank,
-            dp_size=2,
-            device=torch.device("cpu"),
-        )
-        for rank in range(2)
-    ]
-    for batch in batches:
-        assert [part.num_sequences_global for part in batch.mini_batches] == sizes
-    assert sorted(i for batch in batches for i in batch.sample_index) == list(range(count))
 
 
 @pytest.mark.parametrize("preset, right", [("paper", 4.0), ("reference", 4.0), ("poster", 2.0)])

@@ -133,7 +133,7 @@ def _open_rows(path: Path, after: int | None) -> TextIO:
 
 
 def _keep_rows(path: Path, after: int | None) -> None:
-    """Keep the rows up to step `after`, or none; without rows no file is left. A kill leaves the old rows or the new."""
+    """Keep the rows up to step `after`, or none; without rows no file is left. A kill leaves old rows or new ones."""
     rows = [] if after is None else [row for row in read_rows(path) if row["step"] <= after]
     if not rows:
         path.unlink(missing_ok=True)

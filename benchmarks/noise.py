@@ -30,7 +30,17 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = tuple(
     f"tests/distributed/test_{name}.py"
     for name in (
-        *("parity", "invariance", "traps", "supervised", "importance", "method", "precision", "optimizer_steps"),
+        *(
+            "parity",
+            "invariance",
+            "traps",
+            "supervised",
+            "importance",
+            "method",
+            "comparison",
+            "precision",
+            "optimizer_steps",
+        ),
         *("sampler", "draw", "sync"),
     )
 )

@@ -4,7 +4,8 @@ Weights, optimizer and schedule stay as they are. A gradient is float32, one ten
 their order, summed over data-parallel ranks; a parameter of which a rank has only a copy counts once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -40,19 +41,31 @@ def group_gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: Po
 
 def loss_gradient(actor: Actor, trajectories: Sequence[Trajectory], loss: Callable[..., tuple]) -> list[Tensor]:
     """Of another loss, one of the actor's as its schedule takes it. Collective."""
+    gradients = []
+    with own_gradient(actor, trajectories, loss) as found:
+        for _, parameter, own in found:
+            copy = torch.zeros_like(parameter, dtype=torch.float32) if own is None else own.to(torch.float32, copy=True)
+            dist.all_reduce(copy, group=actor.parallel.dp_group)
+            # The schedule's loss carries a factor of the data-parallel size, for DeepSpeed's mean.
+            gradients.append(copy.div_(actor.parallel.dp_size).view(parameter.shape))  # DeepSpeed keeps bf16's flat
+    return gradients
+
+
+@contextmanager
+def own_gradient(
+    actor: Actor, trajectories: Sequence[Trajectory], loss: Callable[..., tuple]
+) -> Iterator[list[tuple[str, nn.Parameter, Tensor | None]]]:
+    """What the loss of this data-parallel rank's answers alone has as gradient, dropped at the end. Collective.
+
+    Name, parameter and gradient, None where there is none: DeepSpeed's own tensors, in its precision and shape.
+    """
     actor.policy.train()
     actor.zero.begin()
     actor.run(trajectories, loss, forward_only=False)
-    sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
-    gradients = []
-    for parameter in actor.policy.parameters():
-        own = accumulated_gradient(actor.zero.optimizer, parameter)
-        copy = torch.zeros_like(parameter, dtype=torch.float32) if own is None else own.to(torch.float32, copy=True)
-        dist.all_reduce(copy, group=actor.parallel.dp_group)
-        # The schedule's loss carries a factor of the data-parallel size, for DeepSpeed's mean.
-        gradients.append(copy.div_(actor.parallel.dp_size).view(parameter.shape))  # DeepSpeed keeps bf16's flat
+    optimizer = actor.zero.optimizer
+    sum_replicated_gradients(actor.policy, optimizer, actor.parallel)
+    yield [(name, p, accumulated_gradient(optimizer, p)) for name, p in actor.policy.named_parameters()]
     actor.zero.discard()
-    return gradients
 
 
 def zero_gradient(actor: Actor) -> list[Tensor]:

@@ -15,8 +15,7 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
-from rest_megatron.actor.gradients import accumulated_gradient, sum_replicated_gradients
-from rest_megatron.actor.group_gradients import counts_here
+from rest_megatron.actor.group_gradients import counts_here, own_gradient
 from rest_megatron.actor.microbatch import MicroBatch
 from rest_megatron.types import Trajectory
 
@@ -74,17 +73,12 @@ def _norm(actor: Actor, trajectories: list[Trajectory]) -> Norm:
         # No factor of the data-parallel size: the gradient is read before DeepSpeed would average it.
         return stats.log_probs.sum(), count, ()
 
-    actor.policy.train()
-    actor.zero.begin()
-    actor.run(trajectories, loss, forward_only=False)
-    sum_replicated_gradients(actor.policy, actor.zero.optimizer, actor.parallel)
     sums = torch.zeros(2, dtype=torch.float64, device=actor.parallel.device)
-    for name, parameter in actor.policy.named_parameters():
-        gradient = accumulated_gradient(actor.zero.optimizer, parameter)
-        if gradient is not None and counts_here(parameter, actor.parallel):
-            square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
-            sums[0] += square
-            sums[1] += square * ("embedding" in name or "output_layer" in name)
-    actor.zero.discard()
+    with own_gradient(actor, trajectories, loss) as found:
+        for name, parameter, gradient in found:
+            if gradient is not None and counts_here(parameter, actor.parallel):
+                square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+                sums[0] += square
+                sums[1] += square * ("embedding" in name or "output_layer" in name)
     dist.all_reduce(sums, group=parallel_state.get_model_parallel_group())
     return Norm(*sums.tolist())

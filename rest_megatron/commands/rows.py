@@ -1,7 +1,8 @@
 """Files of one JSON object per line: read, each row by itself, and written in the same order.
 
 A row that cannot be used does not stop the others: it becomes a `Fault`, is reported once with its line number and
-stands in the output as {"error": ...}. Lines count from 1; blank ones are skipped.
+stands in the output as {"error": ...}; where no row can be used there is none. Lines count from 1; blank ones are
+skipped.
 """
 
 import json
@@ -29,7 +30,7 @@ class Fault:
 
 def process(source: Path, output: Path, stream: TextIO, convert: Callable[[dict], dict]) -> None:
     """Write `convert(row)` of every row of `source` to `output`; see `parse_lines` and `write_rows`."""
-    write_rows(output, parse_lines(source, convert), stream)
+    write_rows(source, output, parse_lines(source, convert), stream)
 
 
 def parse_lines(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed | Fault]:
@@ -48,20 +49,28 @@ def parse_lines(path: Path, parse: Callable[[dict], Parsed]) -> Iterator[Parsed 
         raise DataError(f"--input {path} holds no rows; at least one JSON object on a line is needed")
 
 
-def write_rows(path: Path, rows: Iterable[dict | Fault], stream: TextIO) -> None:
-    """Write `rows` to `path` and what happened to `stream`; `path` appears, or changes, only once it is complete.
+def write_rows(source: Path, path: Path, rows: Iterable[dict | Fault], stream: TextIO) -> None:
+    """Write `rows`, of `source`, to `path` and what happened to `stream`.
 
-    Raises DataError when it cannot be written.
+    `path` appears, or changes, only once it is complete. Raises DataError when it cannot be written, or when every row
+    is a Fault.
     """
     written = faults = 0
+    first = ""
     with replacing(path) as part, open(part, "w", encoding="utf-8") as file:
         for row in rows:
             written += 1
             if isinstance(row, Fault):
                 faults += 1
+                first = first or row.message
                 stream.write(f"{row.message}\n")
                 row = {"error": row.message}
             file.write(json.dumps(row) + "\n")
+        if faults == written:
+            raise DataError(
+                f"--input {source}: none of its {counted(written, 'row')} can be used; the first, {first}. Give it the "
+                f"rows that the command's --help names. {path} was not written"
+            )
     unusable = f", {faults} of them with an error in place of a result" if faults else ""
     stream.write(f"{path}: {counted(written, 'row')}{unusable}\n")
 

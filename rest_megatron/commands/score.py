@@ -16,7 +16,8 @@ def main(config: Config, options: Score, stream: TextIO) -> None:
     The reward is that of `reward.*` at that point of the run, without a judge. A row may hold `think_open`:
     true where the prompt has already opened the thought. A row without these strings, or with a ground truth that
     cannot be scored, is reported on `stream` and becomes {"error": ...} in the output.
-    Raises DataError for a file that cannot be read or written, ConfigError for a reward that cannot be built.
+    Raises DataError for a file that cannot be read or written or has no row that can be used, ConfigError for a reward
+    that cannot be built.
     """
     step, progress = options.resolved(config.train.steps)
     reward, grammar = build_reward(config), GRAMMARS[config.data.answer_format]

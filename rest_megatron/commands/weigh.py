@@ -129,7 +129,8 @@ class AnswerReader:
 def main(config: Config, options: Weigh, stream: TextIO) -> None:
     """Weigh options.input into options.output; --progress or --step says where in the run.
 
-    Raises ConfigError, CheckpointError for a tokenizer that cannot be read, DataError for the files.
+    Raises ConfigError, CheckpointError for a tokenizer that cannot be read, DataError for the files, and where no row
+    can be used.
     """
     settings = config.weights
     if settings.curriculum == "feedback" and settings.rule != "reference":
@@ -142,7 +143,7 @@ def main(config: Config, options: Weigh, stream: TextIO) -> None:
     needed = _reads(settings.rule)
     reader = AnswerReader(token_bytes(tokenizer), stop_ids, GRAMMARS[config.data.answer_format], needed)
     answers = list(parse_lines(options.input, reader))
-    write_rows(options.output, _weighed(answers, config, options), stream)
+    write_rows(options.input, options.output, _weighed(answers, config, options), stream)
     lacking = sum(1 for a in answers if isinstance(a, Answer) and not needed <= a.statistics.keys())
     if lacking:
         names = " and ".join(sorted(needed))

@@ -7,7 +7,9 @@ gradient, is sum_r w_r s_r, and where regions are uncorrelated its variance is s
 
 so that among weights of equal variance w_r ~ s_r / v_r gains most. It goes one step beyond Theorem 2, which asks for
 little variance alone (w_r ~ 1 / v_r at equal numbers of tokens) and so would train on tokens that are sure, where there
-is nothing to learn either. `actor/region_gradients.py` measures s_r and v_r. Vectors of four follow `regions.Region`.
+is nothing to learn either. E g is the whole gradient, regions that are switched off (`weights.use_cot`) included: s_r
+is what the reward gains, to first order, by a step along g_r, and the reward depends on every sampled token, whether or
+not its own gradient is used. `actor/region_gradients.py` measures s_r and v_r. Vectors of four follow `regions.Region`.
 """
 
 from collections.abc import Mapping

@@ -34,7 +34,7 @@ class Metrics(Protocol):
 class MetricsLogger:
     """Writes metrics to run_dir: one JSON line per step, flushed at once; a value that is not finite becomes null.
 
-    A context manager.
+    The file of evaluations is there from the first of them on. A context manager.
 
     Args:
         run_dir: where the files are; made where it is missing.
@@ -56,7 +56,8 @@ class MetricsLogger:
         run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self._metrics = stack.enter_context(_open_rows(run_dir / METRICS, after))
-            self._evaluations = stack.enter_context(_open_rows(run_dir / EVALUATIONS, evaluated))
+            self._evaluations = run_dir / EVALUATIONS
+            _keep_rows(self._evaluations, evaluated)
             self._trackers = open_trackers(run_dir, log, redact(dict(config_dict)), after, stack)
             self._stack = stack.pop_all()
 
@@ -72,7 +73,8 @@ class MetricsLogger:
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of held-out prompts after `step` steps; trackers see them under eval/."""
-        self._write(self._evaluations, step, metrics, "eval/")
+        with open(self._evaluations, "a", encoding="utf-8") as file:
+            self._write(file, step, metrics, "eval/")
 
     def _write(self, file: TextIO, step: int, metrics: Mapping[str, float], prefix: str) -> None:
         values = {name: float(value) for name, value in metrics.items()}
@@ -125,9 +127,16 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def _open_rows(path: Path, after: int | None) -> TextIO:
-    """The file of rows, open at its end; a kill meanwhile leaves the old rows or the new ones."""
-    if after is None:
-        return open(path, "w", encoding="utf-8")
-    with replacing(path) as kept:
-        kept.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= after))
+    """The file of rows, open at its end."""
+    _keep_rows(path, after)
     return open(path, "a", encoding="utf-8")
+
+
+def _keep_rows(path: Path, after: int | None) -> None:
+    """Keep the rows up to step `after`, or none; without rows no file is left. A kill leaves old rows or new ones."""
+    rows = [] if after is None else [row for row in read_rows(path) if row["step"] <= after]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as kept:
+        kept.write_text("".join(json.dumps(row) + "\n" for row in rows))

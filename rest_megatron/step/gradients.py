@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from rest_megatron.actor.comparison import ARMS, compare_gradients
-from rest_megatron.actor.region_gradients import measure_regions
+from rest_megatron.actor.region_gradients import Measurement, measure_regions
 from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.method.measured import measured_weights
 from rest_megatron.method.regions import Region
-from rest_megatron.method.weights import WeightState
+from rest_megatron.method.weights import WeightState, region_weights
 from rest_megatron.session import Session
 from rest_megatron.step.streams import normalised, whole_batch
 from rest_megatron.step.weigh import StepWeights
@@ -87,10 +88,20 @@ def measured_regions(
     found = None if own is None else measure_regions(session.actor, batch, own, adam)
     if found is None:
         return state, {}
+    metrics = measurement_metrics(found, state, session.config.weights)
+    return replace(state, measured=found.regions), metrics | {"time/measure": time.perf_counter() - started}
+
+
+def measurement_metrics(found: Measurement, state: WeightState, settings: WeightsConfig) -> dict[str, float]:
+    """The numbers as metrics, and the region weights that follow from them, before curriculum and switches.
+
+    state: of the step, whose running mean gives the rule's weights.
+    """
+    base = region_weights(torch.tensor(state.running_mean, dtype=torch.float64), settings)
+    weights = measured_weights(base, found.regions, settings).tolist()
     metrics = {
         f"measured/{name}/{region.label}": values[region]
-        for name, values in found.regions.to_dict().items()
+        for name, values in {**found.regions.to_dict(), "weight": weights}.items()
         for region in Region
     }
-    metrics |= {"measured/cost": found.cost, "time/measure": time.perf_counter() - started}
-    return replace(state, measured=found.regions), metrics
+    return metrics | {"measured/cost": found.cost}

@@ -4,14 +4,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rest_megatron.actor.actor import Update
 from rest_megatron.observe.lengths import length_bias
 from rest_megatron.observe.mismatch import mismatch_metrics, version_metrics
 from rest_megatron.observe.regions import clipped_tokens, region_metrics, region_totals, token_ratios
 from rest_megatron.observe.rollouts import rollout_metrics
 from rest_megatron.session import Session
 from rest_megatron.step.score import reward_metrics
-from rest_megatron.step.streams import normalised_weights
+from rest_megatron.step.update import StepUpdates
 from rest_megatron.step.weigh import StepWeights
 from rest_megatron.types import Batch, Experience, TokenStats
 
@@ -25,31 +24,32 @@ def answer_metrics(session: Session, experience: Experience) -> dict[str, float]
 
 
 def measure(
-    session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
+    session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, done: StepUpdates
 ) -> dict[str, float]:
     """Of a step: how even its deal, token weights, mismatch with the engine, length bias, updates and regions.
 
     Collective; the same on every rank.
 
-    batch: this rank's share of the answers; old: their statistics before the updates; done: of `step.update.update`.
+    batch: this rank's share of the answers; old: their statistics before the updates; done: the step's updates.
     """
     group, algorithm = session.parallel.dp_group, session.config.algorithm
     metrics = {"load/imbalance": batch.imbalance} | weights.metrics()
     metrics |= mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
-    metrics |= length_bias_metrics(session, experience, batch, weights)
+    metrics |= length_bias_metrics(session, experience, batch, done.loss_weights)
     return metrics | done.metrics | region_update_metrics(session, batch, old.log_probs, weights, done.log_probs)
 
 
 def length_bias_metrics(
-    session: Session, experience: Experience, batch: Batch, weights: StepWeights
+    session: Session, experience: Experience, batch: Batch, loss_weights: Tensor
 ) -> dict[str, float]:
-    """`length_bias` of the answers that an epoch's losses read; {} where no answer is trained on. Collective."""
+    """`length_bias` of the answers that an epoch's losses read; {} where no answer is trained on. Collective.
+
+    loss_weights: [T] float32, of each token in its mini-batch's loss.
+    """
     trained = experience.trained
     if not trained:
         return {}
-    parts = [(part, normalised_weights(session, batch, part, weights)) for part in batch.mini_batches]
-    loss = torch.cat([torch.zeros_like(weights.tokens[part.tokens]) if own is None else own for part, own in parts])
-    absolute = (loss * batch.advantages).abs().double()
+    absolute = (loss_weights * batch.advantages).abs().double()
     own = absolute.new_zeros(len(batch.trajectories)).index_add(0, batch.sequence_index, absolute)
     places = torch.tensor(batch.sample_index, dtype=torch.int64, device=own.device)
     # Every answer in its own place, so that the sums over all do not depend on where it is trained.
@@ -77,7 +77,7 @@ def region_update_metrics(
 
 
 def token_vectors(
-    session: Session, batch: Batch, old: TokenStats, weights: StepWeights, done: Update
+    session: Session, batch: Batch, old: TokenStats, weights: StepWeights, done: StepUpdates
 ) -> dict[int, dict[str, list]]:
     """What is known of every token, by the answer's number among those trained on: of all answers on rank 0.
 

@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from rest_megatron.method.aggregation import loss_weights
 from rest_megatron.session import Session
@@ -19,13 +18,7 @@ def policy_streams(session: Session, batch: Batch, old: TokenStats, weights: Ste
 def normalised(
     session: Session, batch: Batch, part: MiniBatch, streams: PolicyStreams, weights: StepWeights
 ) -> PolicyStreams | None:
-    """A mini-batch's vectors, weights over their normaliser; None where all ranks' corrected weights are 0."""
-    normalised = normalised_weights(session, batch, part, weights)
-    return None if normalised is None else streams.select(part.tokens)._replace(loss_weights=normalised)
-
-
-def normalised_weights(session: Session, batch: Batch, part: MiniBatch, weights: StepWeights) -> Tensor | None:
-    """float32 [tokens of the mini-batch]: corrected weights over their normaliser; None where all ranks' are 0.
+    """A mini-batch's vectors, corrected weights over their normaliser; None where all ranks' corrected ones are 0.
 
     The normaliser is that of the weights alone: over the corrected weights' sum the estimate would be biased.
     Collective.
@@ -36,7 +29,7 @@ def normalised_weights(session: Session, batch: Batch, part: MiniBatch, weights:
     total_weight, total_corrected = totals.tolist()
     if total_corrected == 0:
         return None
-    return loss_weights(
+    own = loss_weights(
         corrected,
         batch.sequence_index[part.tokens] - part.sequences.start,
         part.num_sequences_global,
@@ -44,6 +37,7 @@ def normalised_weights(session: Session, batch: Batch, part: MiniBatch, weights:
         total_weight,
         session.config.rollout.max_new_tokens,
     )
+    return streams.select(part.tokens)._replace(loss_weights=own)
 
 
 def whole_batch(batch: Batch) -> MiniBatch:

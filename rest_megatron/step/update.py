@@ -1,8 +1,11 @@
 """One step's optimizer updates, and what is measured of its gradients before them."""
 
 import math
+from typing import NamedTuple
 
-from rest_megatron.actor.actor import Update
+import torch
+from torch import Tensor
+
 from rest_megatron.config.schema import Config
 from rest_megatron.session import Session
 from rest_megatron.state import RunState
@@ -19,6 +22,17 @@ from rest_megatron.step.weigh import StepWeights
 from rest_megatron.types import Batch, Experience, PolicyStreams, TokenStats
 
 
+class StepUpdates(NamedTuple):
+    """All updates of a step."""
+
+    metrics: dict[str, float]
+    """Means of the updates', without those of the loss when no update was made; and what was measured before them."""
+    log_probs: Tensor
+    """[T] float32: under the weights each token was last trained from, its old one where it was not read."""
+    loss_weights: Tensor
+    """[T] float32: of each token in its mini-batch's loss; 0 in one that was passed over."""
+
+
 def planned_updates(config: Config) -> int:
     """Optimizer steps of a training step that trains on all of its answers."""
     return config.train.epochs * (len(mini_batch_borders(config, config.rollout.prompts_per_step)) - 1)
@@ -26,14 +40,12 @@ def planned_updates(config: Config) -> int:
 
 def update(
     session: Session, experience: Experience, batch: Batch, old: TokenStats, weights: StepWeights, state: RunState
-) -> Update:
+) -> StepUpdates:
     """The updates of the step after state.step: all epochs over all mini-batches. Collective.
 
-    The metrics are the mean of the updates', without those of the loss when no update was made, and what was measured
-    before them: every train.gradient_variance_interval steps what the weights do to the gradient, and with
-    weights.rule=measured the regions' signal and noise, which the weights of later steps follow. log_probs [T] float32:
-    under the weights each token was last trained from, its old one where it was not read. Raises NonFiniteError as
-    `count_skipped` does.
+    Measured before them: every train.gradient_variance_interval steps what the weights do to the gradient, and with
+    weights.rule=measured the regions' signal and noise, which the weights of later steps follow. Raises NonFiniteError
+    as `count_skipped` does.
     """
     streams, interval = policy_streams(session, batch, old, weights), session.config.train.gradient_variance_interval
     metrics = {}
@@ -44,18 +56,23 @@ def update(
         metrics |= found
     done = _update(session, batch, streams, weights, state)
     session.actor.skip(planned_updates(session.config) - len(batch.mini_batches) * session.config.train.epochs)
-    return Update(metrics | done.metrics, done.log_probs)
+    return done._replace(metrics=metrics | done.metrics)
 
 
-def _update(session: Session, batch: Batch, streams: PolicyStreams, weights: StepWeights, state: RunState) -> Update:
+def _update(
+    session: Session, batch: Batch, streams: PolicyStreams, weights: StepWeights, state: RunState
+) -> StepUpdates:
     """The updates themselves; a mini-batch whose tokens all weigh 0 is passed over.
 
     A run that is to stop does so in the first of them, or after all: there is no way back to where a step began.
     """
-    log_probs = streams.old_log_probs.clone()
+    parts = [(part, normalised(session, batch, part, streams, weights)) for part in batch.mini_batches]
+    log_probs, loss_weights = streams.old_log_probs.clone(), torch.zeros_like(streams.loss_weights)
+    for part, own in parts:
+        if own is not None:
+            loss_weights[part.tokens] = own.loss_weights
     metrics: list[dict[str, float]] = []
-    for number, part in enumerate(batch.mini_batches * session.config.train.epochs):
-        own = normalised(session, batch, part, streams, weights)
+    for number, (part, own) in enumerate(parts * session.config.train.epochs):
         if own is None:
             session.actor.skip(1)
             continue
@@ -64,7 +81,7 @@ def _update(session: Session, batch: Batch, streams: PolicyStreams, weights: Ste
         count_skipped(session, state, state.step + 1, done.metrics, trajectories, own)
         log_probs[part.tokens] = done.log_probs
         metrics.append(done.metrics)
-    return Update(_mean_metrics(metrics), log_probs)
+    return StepUpdates(_mean_metrics(metrics), log_probs, loss_weights)
 
 
 def _mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:

@@ -6,9 +6,9 @@ answers; for what training steps leave behind, PyTorch's loop likewise. A bar is
 actor's float32 is compared with the same float64 numbers. `test_traps` and `test_optimizer_steps` hold the bars far
 below the errors that they are there to find; `benchmarks/noise.py` shows what is measured.
 
-Errors are relative: max |d| / max |exact|. What has no counterpart in Hugging Face, such as the mismatch metrics, the
-variance of gradients or a whole run's metrics on two layouts, keeps a plain bar, ten times or more above its error with
-any instruction set.
+Errors are relative: max |d| / max |exact|; what is made of several gradients has bars of its own, in `test_comparison`.
+What has no counterpart in Hugging Face, such as the mismatch metrics or a whole run's metrics on two layouts, keeps a
+plain bar, ten times or more above its error with any instruction set.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The method on the actor: algorithms, token weights and gradient variance against Hugging Face, on every layout."""
+"""The method on the actor: algorithms and token weights against Hugging Face, on every layout."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.distributed import noise
-from tests.distributed.cases import Layout, in_order, merged
-from tests.distributed.method_cases import TEXTS, measured, updated, weighed
+from tests.distributed.cases import Layout, in_order
+from tests.distributed.method_cases import TEXTS, updated, weighed
 from tests.tiny import load, policy_loss, relative_error, response_logits
 
 LAYOUTS = [
@@ -16,7 +16,6 @@ LAYOUTS = [
     Layout(pp=2, dp=2, level="hidden"),
     Layout(tp=2, dp=2, sp=True, level="hidden", max_tokens=2000),
 ]
-GROUPS = tuple(i // 4 for i in range(16))
 PRESETS = {
     "paper": (),
     "reference": ("weights.preset=reference",),
@@ -98,90 +97,6 @@ def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, 
 def test_the_reference_policy_stays_where_the_run_began(pool, tiny_model, answers, layout):
     for result in pool.run(updated, layout.world_size, tiny_model(), layout, answers, {"kl_coef": 0.1}):
         assert result["reference_stays"] is True and result["moved"] > 1e-4
-
-
-def flat_gradients(model_path, answers, loss):
-    """float64 [groups, parameters]: the gradient of each group's loss, from Hugging Face."""
-    rows = []
-    for group in sorted(set(GROUPS)):
-        own = answers.select([i for i, g in enumerate(GROUPS) if g == group])
-        model = load(model_path, torch.float64)
-        loss(response_logits(model, own.trajectories), own).backward()
-        gradients = {name: p.grad for name, p in model.named_parameters()}
-        rows.append(torch.cat([gradients[name].flatten() for name in sorted(gradients)]))
-    return torch.stack(rows)
-
-
-def minus_reward(logits, answers):
-    """Of each token: its advantage times its log-prob."""
-    _, log_probs, _ = policy_loss(logits, answers)
-    return -(answers.advantages.double() * log_probs).sum()
-
-
-@pytest.fixture(scope="module")
-def group_gradients(tiny_model, answers):
-    """`group_gradients(tied)`: each group's gradients with the answers' weights, with equal ones, and of the reward."""
-    equal = replace(answers, loss_weights=torch.full_like(answers.loss_weights, 1 / len(answers.old_log_probs)))
-    found = {}
-    for tied in (False, True):
-        path = tiny_model(tied=tied)
-        arms = [4 * flat_gradients(path, own, lambda *args: policy_loss(*args)[0]) for own in (answers, equal)]
-        found[tied] = (*arms, flat_gradients(path, answers, minus_reward))
-    return found
-
-
-def gains(rows, rewards):
-    """Of each group of the second half, by a step along the first half's Adam direction."""
-    first = rows[:2]
-    second = first.mean(0).square() + (first.square().mean(0) - first.mean(0).square()) / 2
-    return rewards[2:] @ (first.mean(0) / second.sqrt().clamp(min=1e-300))
-
-
-@pytest.mark.parametrize(
-    "tied, layout",
-    [(False, layout) for layout in (*LAYOUTS, Layout(tp=2, pp=2, vpp=2))] + [(True, Layout(tp=2, pp=2, sp=True))],
-    ids=str,
-)
-def test_gradients_are_compared_as_hugging_faces(pool, tiny_model, answers, group_gradients, tied, layout):
-    *arms, rewards = group_gradients[tied]
-    wanted = []
-    for rows in arms:
-        variance = float(rows.var(dim=0, correction=1).sum())
-        mean = float(rows.mean(dim=0).square().sum()) - variance / len(rows)
-        error = float(rows.square().sum(dim=1).std(correction=1)) / len(rows) ** 0.5
-        wanted.append((variance, mean, error))
-    found = [gains(rows, rewards) for rows in arms]
-    difference = found[0] - found[1]
-    pairs = arms[0] @ arms[1].T
-    product = float(pairs.sum() - pairs.trace()) / 12
-    for result in pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, True):
-        for name, gain, (variance, mean, error) in zip(("weights", "uniform"), found, wanted, strict=True):
-            numbers = result["comparison"][name]
-            assert numbers["groups"] == 4
-            assert numbers["standard_error"] == pytest.approx(error, rel=1e-5)
-            assert numbers["variance"] == pytest.approx(variance, rel=1e-5)
-            assert numbers["mean_norm_squared"] == pytest.approx(mean, rel=1e-4, abs=1e-5 * variance)
-            assert numbers["relative"] == pytest.approx(variance / mean if mean > 0 else float("inf"), rel=1e-4)
-            assert numbers["gain"] == pytest.approx(float(gain.mean()), rel=1e-4, abs=1e-5 * float(gain.abs().max()))
-            assert numbers["gain_error"] == pytest.approx(float(gain.std()) / 2**0.5, rel=1e-4)
-        together = result["comparison"]["together"]
-        ours, equal = (mean for _, mean, _ in wanted)
-        cosine = product / (ours * equal) ** 0.5 if min(ours, equal) > 0 else float("nan")
-        assert together["cosine"] == pytest.approx(cosine, rel=1e-4, nan_ok=tied)
-        assert together["gain_difference"] == pytest.approx(float(difference.mean()), rel=1e-3)
-        assert together["gain_difference_error"] == pytest.approx(float(difference.std()) / 2**0.5, rel=1e-3)
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sp=True)], ids=str)
-def test_measuring_the_variance_leaves_the_step_as_it_was(pool, tiny_model, answers, layout, tied):
-    run = [
-        pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, probe)
-        for probe in (False, True)
-    ]
-    assert run[0][0]["metrics"] == run[1][0]["metrics"]
-    before, after = (merged(results, "weights") for results in run)
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -60,6 +60,21 @@ def test_a_reason_of_the_row_is_reported_with_its_line(tmp_path):
     assert stream.getvalue().count("is the first") == 1
 
 
+def test_an_input_of_which_no_row_can_be_used_is_refused_and_leaves_the_output_as_it_was(tmp_path):
+    source, output, stream = tmp_path / "a.jsonl", tmp_path / "b.jsonl", io.StringIO()
+    source.write_text('\n{"n": 1}\n[2]\n')
+    output.write_text("before")
+
+    def convert(row):
+        raise BadRow("has no x")
+
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: none of its 2 rows can be used; the first, line 2: has no x\. .*--help"
+    ):
+        process(source, output, stream, convert)
+    assert output.read_text() == "before" and len(stream.getvalue().splitlines()) == 2
+
+
 @pytest.mark.parametrize("output", ["missing/b.jsonl", ".", "a.jsonl/b.jsonl", "x" * 250, "loop"])
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, output):
     source = tmp_path / "a.jsonl"

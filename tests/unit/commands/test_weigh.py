@@ -281,7 +281,7 @@ def test_rsi_s_reads_the_log_probs_beside_the_entropy(run):
     assert (whole["weights"], lacking["weights"]) == ([1.0, 0.0, 0.0], [1.0])
     assert "1 row without entropy and log_probs" in report
     bad = {"ids": [65], "entropy": [1.0], "log_probs": [0.5]}
-    assert "log_probs[0] is" in run([bad], *settings)[0][0]["error"]
+    assert "log_probs[0] is" in run([rows[0], bad], *settings)[0][1]["error"]
     assert "error" not in run([bad], "method.preset=grpo")[0][0]
 
 
@@ -290,5 +290,5 @@ def test_a_thought_that_the_prompt_opened_is_a_thought(run, encode):
     (opened, closed, null), _ = run([{"ids": ids, "think_open": x} for x in (True, False, None)])
     assert opened["regions"][:2] == ["cot", "cot"]
     assert closed["regions"] == null["regions"]
-    (row,), _ = run([{"ids": ids, "think_open": True}], "data.answer_format=llama3")
+    _, row = run([{"ids": ids}, {"ids": ids, "think_open": True}], "data.answer_format=llama3")[0]
     assert "'think_open' is true, but answers in this data.answer_format have no thought" in row["error"]

@@ -96,5 +96,5 @@ def test_a_thought_that_is_open_when_a_turn_begins_is_a_thought(run, encode):
     ],
 )
 def test_a_mask_or_statistic_that_does_not_fit_is_reported(run, dialogue, fields, reason):
-    (row,), _ = run([dialogue | fields])
+    _, row = run([dialogue, dialogue | fields])[0]
     assert reason in row["error"]

@@ -1,7 +1,9 @@
 """The comparison of methods: arms, seeds, summaries of runs, pairing, and the table."""
 
 import json
+import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +124,51 @@ def test_a_finished_run_is_small_and_is_not_done_again(tmp_path, data, monkeypat
     assert started == [("quick", "ResT", 3)]
     assert {path.name for path in run.iterdir()} == {"metrics.jsonl", summary.SUMMARY}
     assert summary.read_summary(run / summary.SUMMARY).seed == 3
+
+
+@pytest.fixture
+def makes(tmp_path, monkeypatch):
+    """Stand-ins for the programs of a start; `makes.right` of its answers are right. Counts the models made."""
+    made = SimpleNamespace(right=1, models=0)
+
+    def call(words, log, lock):
+        rows(log.parent / "data/heldout.jsonl", [{"reward_model": {"ground_truth": TRUTH}}] * PROMPTS)
+
+    def sft(command, files, overrides, log, lock):
+        (log.parent / "sft/hf").mkdir(parents=True)
+        made.models += 1
+
+    def evaluate(home, task, model, run, seed, lock):
+        assert model.exists()
+        texts = [TRUTH] * made.right + ["no"] * (PROMPTS - made.right)
+        rows(run / "evaluation/rollout.jsonl", [{"prompt": p, "text": text} for p, text in enumerate(texts)])
+
+    for name, stand_in in (("call", call), ("rest_megatron", sft), ("evaluate", evaluate)):
+        monkeypatch.setattr(runs, name, stand_in)
+    return made
+
+
+def test_a_start_is_made_once(tmp_path, makes):
+    for _ in range(2):
+        runs.prepare(tmp_path, "quick")
+    assert makes.models == 1 and (tmp_path / "quick/sft/hf").exists()
+
+
+@pytest.mark.parametrize("lost", ["data", "sft/hf"])
+def test_what_a_start_lost_is_made_anew_if_it_comes_out_the_same(tmp_path, makes, lost):
+    home = tmp_path / "quick"
+    runs.prepare(tmp_path, "quick")
+    before = (home / summary.START).read_bytes()
+    shutil.rmtree(home / lost)
+    makes.right = 2
+    for _ in range(2):  # and again: what came out otherwise is not taken for the start
+        with pytest.raises(programs.Failed, match=r"began from another checkpoint.*Use another --out"):
+            runs.prepare(tmp_path, "quick")
+    makes.right = 1
+    for _ in range(2):
+        runs.prepare(tmp_path, "quick")
+    assert (home / "sft/hf").exists() and (home / "data/heldout.jsonl").exists()
+    assert (home / summary.START).read_bytes() == before and makes.models == 4
 
 
 def test_a_program_that_fails_names_its_output(tmp_path):

@@ -43,6 +43,16 @@ def test_evaluations_have_their_own_file(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
+@pytest.mark.parametrize("evaluated", [None, 0])
+def test_without_an_evaluation_there_is_no_file_of_them(tmp_path, evaluated):
+    (tmp_path / "eval.jsonl").write_text(
+        '{"step": 1, "reward/mean": 0.5}\n'
+    )  # of an earlier run, or lost with its step
+    with open_metrics(0, tmp_path, load(), after=evaluated, evaluated=evaluated) as metrics:
+        metrics.log(1, {"a": 1.0})
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
+
+
 def test_a_run_starts_its_files_anew(tmp_path):
     for value in (1.0, 2.0):
         with open_metrics(0, tmp_path / "deep" / "run", load()) as metrics:
@@ -85,4 +95,4 @@ def test_files_are_closed_when_a_tracker_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         MetricsLogger(tmp_path, load([], ["log.wandb=offline"]).log, {})
-    assert len(opened) == 2 and all(file.closed for file in opened)
+    assert len(opened) == 1 and opened[0].closed

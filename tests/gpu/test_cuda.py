@@ -5,6 +5,7 @@ Each case runs in a fresh process, because the CPU tests teach this one's Megatr
 
 import json
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ if GPUS >= 2:
 
 @pytest.fixture(scope="module")
 def cuda_pool():
-    workers = WorkerPool()
+    # What is imported asks for devices: after that CUDA does not start in a fork.
+    workers = WorkerPool(multiprocessing.get_context("spawn"))
     yield workers
     workers.close()
 

@@ -44,6 +44,20 @@ def hidden_norms(model_path, answers, dtype):
     return torch.cat(rows)
 
 
+@pytest.fixture(scope="module")
+def updates(pool, tiny_model, answers):
+    """`updates(layout, algorithm)`: what every rank has of an update, launched once."""
+    made = {}
+
+    def get(layout, algorithm):
+        key = (str(layout), str(algorithm))
+        if key not in made:
+            made[key] = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
+        return made[key]
+
+    return get
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_hidden_norms_and_the_update_s_log_probs_are_hugging_faces(pool, tiny_model, answers, bars, within, layout):
     # A token that weighs 0 is not read by the update.
@@ -79,24 +93,26 @@ def kl_loss(logits, answers, clip):
     return loss + (answers.loss_weights.to(log_probs.dtype) * beside).sum()
 
 
+KL = {"kl_coef": 0.5, "entropy_coef": 0.1}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(
-    "algorithm, loss", [({"ratio": "sequence"}, gspo_loss), ({"kl_coef": 0.5, "entropy_coef": 0.1}, kl_loss)]
-)
-def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, answers, bars, layout, algorithm, loss):
+@pytest.mark.parametrize("algorithm, loss", [({"ratio": "sequence"}, gspo_loss), (KL, kl_loss)])
+def test_the_loss_and_its_gradient_norm_are_those_written_out(
+    tiny_model, answers, updates, bars, layout, algorithm, loss
+):
     model = load(tiny_model(), torch.float64)
     value = loss(response_logits(model, answers.trajectories), answers, 0.2)
     value.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    results = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
-    for result in results:
+    for result in updates(layout, algorithm):
         assert result["metrics"]["actor/loss"] == pytest.approx(float(value), rel=1e-5, abs=1e-7)
         assert result["metrics"]["actor/grad_norm"] == pytest.approx(float(norm), rel=bars()["grad_norm"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_the_reference_policy_stays_where_the_run_began(pool, tiny_model, answers, layout):
-    for result in pool.run(updated, layout.world_size, tiny_model(), layout, answers, {"kl_coef": 0.1}):
+def test_the_reference_policy_stays_where_the_run_began(updates, layout):
+    for result in updates(layout, KL):
         assert result["reference_stays"] is True and result["moved"] > 1e-4
 
 
@@ -172,8 +188,7 @@ def test_gradients_are_compared_as_hugging_faces(pool, tiny_model, answers, grou
         assert together["gain_difference_error"] == pytest.approx(float(difference.std()) / 2**0.5, rel=1e-3)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2, sp=True)], ids=str)
+@pytest.mark.parametrize("layout, tied", [(Layout(), False), (Layout(tp=2, pp=2, sp=True), True)], ids=str)
 def test_measuring_the_variance_leaves_the_step_as_it_was(pool, tiny_model, answers, layout, tied):
     run = [
         pool.run(measured, layout.world_size, tiny_model(tied=tied), layout, answers, GROUPS, probe)
@@ -184,30 +199,41 @@ def test_measuring_the_variance_leaves_the_step_as_it_was(pool, tiny_model, answ
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.fixture(scope="module")
+def weights(pool, tiny_model):
+    """`weights(layout, preset)`: every rank's token weights; the layout is launched once."""
+    made = {}
+
+    def get(layout, preset):
+        if str(layout) not in made:
+            made[str(layout)] = pool.run(weighed, layout.world_size, tiny_model(), layout, PRESETS, 3)
+        return [result[preset] for result in made[str(layout)]]
+
+    return get
+
+
 @pytest.mark.parametrize("preset", PRESETS)
-def test_token_weights_do_not_depend_on_the_layout(pool, tiny_model, preset):
-    one, cut = Layout(max_tokens=2000), Layout(tp=2, pp=2, sp=True, max_tokens=140)
-    alone = pool.run(weighed, 1, tiny_model(), one, PRESETS[preset], 3)[0]
+def test_token_weights_do_not_depend_on_the_layout(weights, preset):
+    (alone,) = weights(Layout(max_tokens=2000), preset)
     assert sorted(alone["weights"]) == list(range(len(TEXTS)))
-    for result in pool.run(weighed, cut.world_size, tiny_model(), cut, PRESETS[preset], 3):
+    for result in weights(Layout(tp=2, pp=2, sp=True, max_tokens=140), preset):
         assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
         for number, weights in result["weights"].items():
             assert torch.allclose(weights, alone["weights"][number], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "response"])
-def test_token_weights_do_not_depend_on_the_data_parallel_cut(pool, tiny_model, preset):
-    alone = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), PRESETS[preset], 3)[0]
+def test_token_weights_do_not_depend_on_the_data_parallel_cut(weights, preset):
+    (alone,) = weights(Layout(max_tokens=2000), preset)
     found = {}
-    for result in pool.run(weighed, 2, tiny_model(), Layout(dp=2, max_tokens=140), PRESETS[preset], 3):
+    for result in weights(Layout(dp=2, max_tokens=140), preset):
         assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
         found |= result["weights"]
     assert sorted(found) == list(range(len(TEXTS)))
     assert all(torch.allclose(found[i], alone["weights"][i], rtol=1e-5, atol=1e-6) for i in found)
 
 
-def test_the_exact_score_norm_never_exceeds_its_entropy_bound(pool, tiny_model):
-    layout = Layout(tp=2, pp=2, max_tokens=140)
-    for result in pool.run(weighed, layout.world_size, tiny_model(), layout, (), 1):
+def test_the_exact_score_norm_never_exceeds_its_entropy_bound(weights):
+    for result in weights(Layout(tp=2, pp=2, sp=True, max_tokens=140), "paper"):
         exact, bound = 1.0 - result["collision"].double(), -torch.expm1(-result["entropy"].double())
         assert (exact <= bound + 1e-6).all() and (exact > 0.5 * bound).any()

@@ -19,7 +19,7 @@ from tests.tensors import read, same
 LAYOUTS = [Layout(tp=tp, pp=pp) for tp in (1, 2, 4) for pp in (1, 2)]
 MODELS = [("qwen3", False), ("qwen3", True), ("qwen2", False), ("llama", True)]
 MODEL_IDS = [f"{family}-{'tied' if tied else 'untied'}" for family, tied in MODELS]
-# Each model on TP 2 x PP 2, and one of them on one rank and on four, too. The others differ from these in numbers alone.
+# Each model on TP 2 x PP 2, one of them on one rank and on four, too. The others differ from these in numbers alone.
 CHOSEN = [
     *((family, tied, Layout(tp=2, pp=2)) for family, tied in MODELS),
     *(("qwen3", False, layout) for layout in (Layout(), Layout(tp=4))),

@@ -11,8 +11,8 @@ from tests.distributed.training_runs import CUT, SETTINGS, run, same
 from tests.paths import EXAMPLES
 from tests.system.runs import make_run
 
-# What these set is compared on every layout elsewhere: weights by test_method, test_dialogue and tests below. Rewards are
-# rank 0's alone.
+# What these set is compared on every layout elsewhere: weights by test_method, test_dialogue and tests below. Rewards
+# are rank 0's alone.
 COMPARED_ELSEWHERE = (
     *("gtpo_like", "rsi_s", "tao_rl", "top_entropy"),
     *("moving_base", "collision", "measured", "published_weights", "published_code"),

@@ -1,6 +1,6 @@
 """What the gloo workers run to test the method on the actor: algorithms, token weights, gradient variance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,9 +80,16 @@ def measured(launch: Launch, model: Path, layout: Layout, answers: Answers, grou
     return {"comparison": numbers, "metrics": metrics, "weights": named(actor, parallel, lambda p: p.data.clone())}
 
 
-def weighed(launch: Launch, model: Path, layout: Layout, overrides: Sequence[str], steps: int) -> dict:
-    """Token weights of the tool answers after `steps` steps, by answer, their metrics and their state as JSON."""
+def weighed(
+    launch: Launch, model: Path, layout: Layout, presets: Mapping[str, Sequence[str]], steps: int
+) -> dict[str, dict]:
+    """By preset, which is a list of overrides, what `_weighed` tells."""
     actor, parallel = start(launch, make_config(model, layout))
+    return {name: _weighed(actor, parallel, overrides, steps) for name, overrides in presets.items()}
+
+
+def _weighed(actor: Actor, parallel: Parallel, overrides: Sequence[str], steps: int) -> dict:
+    """Token weights of the tool answers after `steps` steps, by answer, their metrics and their state as JSON."""
     settings = load((), overrides).weights
     state = WeightState()
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Long-lived gloo worker processes, so that many layouts can be tested for the price of one import.
+"""Long-lived gloo worker processes, so that many layouts can be tested for the price of one import (`forks`).
 
 `WorkerPool.run(function, world_size, *args)` calls `function(launch, *args)` on that many workers at once, each with
 its own rank and a fresh rendezvous port, and returns their results in rank order. A worker that raises or hangs fails
@@ -6,20 +6,20 @@ the test with its traceback, and the next run starts fresh workers.
 """
 
 import gc
-import multiprocessing
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from rest_megatron.distributed.launch import Launch, free_port
+from tests.forks import CONTEXT
 
 
 class WorkerPool:
-    """Spawned processes that wait for work on a pipe."""
+    """Processes that wait for work on a pipe. context: how they are started."""
 
-    def __init__(self, timeout: float = 180.0):
-        self.timeout = timeout
-        self.context = multiprocessing.get_context("spawn")
+    def __init__(self, context: BaseContext = CONTEXT, timeout: float = 180.0):
+        self.context, self.timeout = context, timeout
         self.workers: list[tuple[Any, Any]] = []
 
     def run(self, function: Callable, world_size: int, *args: Any) -> list[Any]:

@@ -54,8 +54,19 @@ def corrected_loss_weights(answers, engine, algorithm) -> tuple[torch.Tensor, se
     return torch.cat(values), seen
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+# All of them on TP 2 x PP 2, the first on the other layouts, too, and all on all with --slow.
+GRADIENT_CASES = [
+    pytest.param(
+        *(layout, algorithm),
+        id=f"{name}-{layout}",
+        marks=[] if name == "cap and mask" or layout == LAYOUTS[1] else pytest.mark.slow,
+    )
+    for name, algorithm in ALGORITHMS.items()
+    for layout in LAYOUTS
+]
+
+
+@pytest.mark.parametrize("layout, algorithm", GRADIENT_CASES)
 def test_the_gradient_is_that_of_the_corrected_loss(
     pool, tiny_model, answers, engine_log_probs, bars, within, layout, algorithm
 ):
@@ -171,8 +182,16 @@ def test_the_effective_sample_size_of_answers_neither_over_nor_underflows_and_kn
         assert math.isnan(found["mismatch/effective_sample_size_answers"])
 
 
-@pytest.mark.parametrize("world_size, layout", [(4, CUT), (3, [])], ids=["tp2-pp2", "dp3"])
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "world_size, layout, ratio",
+    [
+        (4, CUT, "token"),
+        (3, [], "sequence"),
+        pytest.param(4, CUT, "sequence", marks=pytest.mark.slow),
+        pytest.param(3, [], "token", marks=pytest.mark.slow),
+    ],
+    ids=["tp2-pp2-token", "dp3-sequence", "tp2-pp2-sequence", "dp3-token"],
+)
 def test_a_corrected_run_is_alike_on_every_layout(pool, tmp_path, world_size, layout, ratio):
     settings = [*ON, f"algorithm.ratio={ratio}", "train.mini_batch_size=4", "rollout.prompts_per_step=3"]
     settings += ["train.epochs=2", "train.steps=3"]
@@ -187,13 +206,19 @@ def test_a_corrected_run_is_alike_on_every_layout(pool, tmp_path, world_size, la
     assert versions[0] == 0 < versions[1] < versions[2]
 
 
-def test_a_dump_tells_which_answers_were_masked_and_what_the_cap_left(pool, tmp_path):
-    run_dir = run(pool, tmp_path / "cut", 2, overrides=[*ON, "train.epochs=2"], engine=NoisyEngine)
-    rows = [json.loads(line) for line in (run_dir / "rollouts/step-1.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def corrected(pool, tmp_path_factory):
+    """The directory of a corrected run on two data-parallel ranks."""
+    directory = tmp_path_factory.mktemp("corrected")
+    return run(pool, directory / "cut", 2, overrides=[*ON, "train.epochs=2"], engine=NoisyEngine)
+
+
+def test_a_dump_tells_which_answers_were_masked_and_what_the_cap_left(corrected):
+    rows = [json.loads(line) for line in (corrected / "rollouts/step-1.jsonl").read_text().splitlines()]
     masked = [row for row in rows if not any(row["importance"])]
     kept = [row for row in rows if all(row["importance"])]
     assert masked and kept and len(masked) + len(kept) == len(rows)
-    assert read_metrics(run_dir)[0]["mismatch/masked_answers"] == pytest.approx(len(masked) / len(rows))
+    assert read_metrics(corrected)[0]["mismatch/masked_answers"] == pytest.approx(len(masked) / len(rows))
     assert max(value for row in kept for value in row["importance"]) == 1.5
     for row in masked:  # nothing was read there: no ratio to tell, and nothing clipped
         assert set(row["ratio"]) == {1.0} and not any(row["clipped"])
@@ -201,13 +226,12 @@ def test_a_dump_tells_which_answers_were_masked_and_what_the_cap_left(pool, tmp_
     assert any(abs(ratio - 1) > 1e-4 for row in kept for ratio in row["ratio"])
 
 
-def test_region_metrics_leave_masked_answers_out_and_weigh_what_the_loss_weighs(pool, tmp_path):
-    run_dir = run(pool, tmp_path / "cut", 2, overrides=[*ON, "train.epochs=2"], engine=NoisyEngine)
-    rows = [json.loads(line) for line in (run_dir / "rollouts/step-1.jsonl").read_text().splitlines()]
+def test_region_metrics_leave_masked_answers_out_and_weigh_what_the_loss_weighs(corrected):
+    rows = [json.loads(line) for line in (corrected / "rollouts/step-1.jsonl").read_text().splitlines()]
     columns = ("regions", "weights", "importance", "ratio")
     tokens = [token for row in rows for token in zip(*(row[name] for name in columns), strict=True)]
     total = math.fsum(weight * importance for _, weight, importance, _ in tokens)
-    row = read_metrics(run_dir)[0]
+    row = read_metrics(corrected)[0]
     for region in ("format", "parameters", "cot"):
         own = [token[1:] for token in tokens if token[0] == region]
         read = [ratio for _, importance, ratio in own if importance]

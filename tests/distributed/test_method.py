@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed import noise
 from tests.distributed.cases import Layout, in_order
-from tests.distributed.method_cases import TEXTS, updated, weighed
+from tests.distributed.method_cases import TEXTS, updated
 from tests.tiny import load, policy_loss, relative_error, response_logits
 
 LAYOUTS = [
@@ -41,6 +41,20 @@ def hidden_norms(model_path, answers, dtype):
         states = model.model(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
         rows.append(states[len(prompt) - 1 : -1].detach().square().sum(-1))
     return torch.cat(rows)
+
+
+@pytest.fixture(scope="module")
+def updates(pool, tiny_model, answers):
+    """`updates(layout, algorithm)`: what every rank has of an update, launched once."""
+    made = {}
+
+    def get(layout, algorithm):
+        key = (str(layout), str(algorithm))
+        if key not in made:
+            made[key] = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
+        return made[key]
+
+    return get
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -78,51 +92,51 @@ def kl_loss(logits, answers, clip):
     return loss + (answers.loss_weights.to(log_probs.dtype) * beside).sum()
 
 
+KL = {"kl_coef": 0.5, "entropy_coef": 0.1}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(
-    "algorithm, loss", [({"ratio": "sequence"}, gspo_loss), ({"kl_coef": 0.5, "entropy_coef": 0.1}, kl_loss)]
-)
-def test_the_loss_and_its_gradient_norm_are_those_written_out(pool, tiny_model, answers, bars, layout, algorithm, loss):
+@pytest.mark.parametrize("algorithm, loss", [({"ratio": "sequence"}, gspo_loss), (KL, kl_loss)])
+def test_the_loss_and_its_gradient_norm_are_those_written_out(
+    tiny_model, answers, updates, bars, layout, algorithm, loss
+):
     model = load(tiny_model(), torch.float64)
     value = loss(response_logits(model, answers.trajectories), answers, 0.2)
     value.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    results = pool.run(updated, layout.world_size, tiny_model(), layout, answers, algorithm)
-    for result in results:
+    for result in updates(layout, algorithm):
         assert result["metrics"]["actor/loss"] == pytest.approx(float(value), rel=1e-5, abs=1e-7)
         assert result["metrics"]["actor/grad_norm"] == pytest.approx(float(norm), rel=bars()["grad_norm"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_the_reference_policy_stays_where_the_run_began(pool, tiny_model, answers, layout):
-    for result in pool.run(updated, layout.world_size, tiny_model(), layout, answers, {"kl_coef": 0.1}):
+def test_the_reference_policy_stays_where_the_run_began(updates, layout):
+    for result in updates(layout, KL):
         assert result["reference_stays"] is True and result["moved"] > 1e-4
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_token_weights_do_not_depend_on_the_layout(pool, tiny_model, preset):
-    one, cut = Layout(max_tokens=2000), Layout(tp=2, pp=2, sp=True, max_tokens=140)
-    alone = pool.run(weighed, 1, tiny_model(), one, PRESETS[preset], 3)[0]
+def test_token_weights_do_not_depend_on_the_layout(weights, preset):
+    (alone,) = weights(Layout(max_tokens=2000), preset)
     assert sorted(alone["weights"]) == list(range(len(TEXTS)))
-    for result in pool.run(weighed, cut.world_size, tiny_model(), cut, PRESETS[preset], 3):
+    for result in weights(Layout(tp=2, pp=2, sp=True, max_tokens=140), preset):
         assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
         for number, weights in result["weights"].items():
             assert torch.allclose(weights, alone["weights"][number], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "response"])
-def test_token_weights_do_not_depend_on_the_data_parallel_cut(pool, tiny_model, preset):
-    alone = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), PRESETS[preset], 3)[0]
+def test_token_weights_do_not_depend_on_the_data_parallel_cut(weights, preset):
+    (alone,) = weights(Layout(max_tokens=2000), preset)
     found = {}
-    for result in pool.run(weighed, 2, tiny_model(), Layout(dp=2, max_tokens=140), PRESETS[preset], 3):
+    for result in weights(Layout(dp=2, max_tokens=140), preset):
         assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, nan_ok=True)
         found |= result["weights"]
     assert sorted(found) == list(range(len(TEXTS)))
     assert all(torch.allclose(found[i], alone["weights"][i], rtol=1e-5, atol=1e-6) for i in found)
 
 
-def test_the_exact_score_norm_never_exceeds_its_entropy_bound(pool, tiny_model):
-    layout = Layout(tp=2, pp=2, max_tokens=140)
-    for result in pool.run(weighed, layout.world_size, tiny_model(), layout, (), 1):
+def test_the_exact_score_norm_never_exceeds_its_entropy_bound(weights):
+    for result in weights(Layout(tp=2, pp=2, sp=True, max_tokens=140), "paper"):
         exact, bound = 1.0 - result["collision"].double(), -torch.expm1(-result["entropy"].double())
         assert (exact <= bound + 1e-6).all() and (exact > 0.5 * bound).any()

@@ -36,7 +36,7 @@ def test_the_update_is_skipped_dumped_and_counted_and_the_run_goes_on(pool, tmp_
     assert len(kept["old_log_probs"]) == len(kept["ids"]) > 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["dp2", pytest.param("tp2", marks=pytest.mark.slow), "pp2"])
 def test_one_too_many_in_a_row_ends_the_run_on_every_rank(pool, tmp_path, layout):
     world, layout_words = LAYOUTS[layout]
     overrides = words(tmp_path, "train.max_nonfinite=1", *layout_words)

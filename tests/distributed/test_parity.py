@@ -61,8 +61,30 @@ CASES = [
     ("qwen2", True, Layout(tp=2, pp=2)),
     ("llama", True, Layout(tp=2, pp=2)),
 ]
+# What each of these joins is joined or tested alone by others as well.
+SLOW = [
+    *(("qwen3", False, Layout(**cut)) for cut in ({"tp": 2, "dp": 2}, {"pp": 2, "dp": 2}, {"pp": 2, "vpp": 2})),
+    ("qwen3", False, Layout(max_tokens=2000)),
+    ("qwen3", False, Layout(pp=2, vpp=2, max_tokens=2000)),
+    ("qwen3", False, Layout(tp=2, pp=2, megatron=FULL)),
+    ("qwen3", False, Layout(tp=2, sp=True, megatron=selective("core_attn"))),
+    ("qwen3", False, Layout(pp=2, dp=2, deepspeed=OFFLOAD)),
+    ("qwen3", False, Layout(tp=2, dp=2, level="hidden")),
+    ("qwen3", True, Layout(tp=2)),
+    ("qwen3", True, Layout(tp=2, pp=2)),
+    ("qwen3", True, Layout(level="hidden", max_tokens=32)),
+    *((family, False, Layout(tp=2, sp=True)) for family in ("qwen2", "llama")),
+]
 every_case = pytest.mark.parametrize(
-    "family, tied, layout", CASES, ids=[f"{f}-{'tied' if t else 'untied'}-{layout}" for f, t, layout in CASES]
+    "family, tied, layout",
+    [
+        pytest.param(
+            *(family, tied, layout),
+            id=f"{family}-{'tied' if tied else 'untied'}-{layout}",
+            marks=pytest.mark.slow if (family, tied, layout) in SLOW else [],
+        )
+        for family, tied, layout in CASES
+    ],
 )
 
 

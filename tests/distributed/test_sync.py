@@ -15,11 +15,16 @@ from tests.distributed.vllm_cases import (
     slept,
 )
 
-LAYOUTS = [Layout(), Layout(tp=2, sp=True), Layout(pp=2), Layout(tp=2, pp=2), Layout(tp=2, dp=2), Layout(pp=2, vpp=2)]
+UNTIED = [Layout(), Layout(tp=2, sp=True), Layout(tp=2, pp=2)]
+TIED = [Layout(tp=2, dp=2), Layout(pp=2), Layout(pp=2, vpp=2)]
+CASES = [
+    pytest.param(layout, tied, id=f"{layout}-{tied}", marks=[] if layout in usual else pytest.mark.slow)
+    for tied, usual in ((False, UNTIED), (True, TIED))
+    for layout in (*UNTIED, *TIED)
+]
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout, tied", CASES)
 def test_after_every_publish_answers_are_sampled_from_the_actors_weights(
     pool, tiny_model, answers, tmp_path, layout, tied
 ):

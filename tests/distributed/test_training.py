@@ -11,8 +11,13 @@ from tests.distributed.training_runs import CUT, SETTINGS, run, same
 from tests.paths import EXAMPLES
 from tests.system.runs import make_run
 
-# Their weights are compared on every layout by test_method, test_dialogue and a test below.
-COMPARED_ELSEWHERE = ("gtpo_like", "rsi_s", "tao_rl", "moving_base", "collision", "measured", "published_weights")
+# What these set is compared on every layout elsewhere: weights by test_method, test_dialogue and tests below. Rewards
+# are rank 0's alone.
+COMPARED_ELSEWHERE = (
+    *("gtpo_like", "rsi_s", "tao_rl", "top_entropy"),
+    *("moving_base", "collision", "measured", "published_weights", "published_code"),
+    *("feedback_curriculum", "no_curriculum", "no_cot_gradient", "no_dynamic_reward"),
+)
 METHODS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in COMPARED_ELSEWHERE else [])
     for path in sorted([*(EXAMPLES / "baselines").glob("*.yaml"), *(EXAMPLES / "ablations").glob("*.yaml")])

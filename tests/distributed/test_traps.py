@@ -110,8 +110,15 @@ NAN_LAYOUTS = [Layout(), DP, Layout(tp=2, pp=2), Layout(dp=2, deepspeed=OFFLOAD)
 NAN_PLACES = ["old_log_probs", "advantages", "loss_weights", "gradient", CLIPPED_INFINITY]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", NAN_LAYOUTS, ids=str)
+# Each precision on two of them, and on all with --slow.
+NAN_CASES = [
+    pytest.param(layout, dtype, id=f"{layout}-{dtype}", marks=[] if number % 2 == place else pytest.mark.slow)
+    for number, layout in enumerate(NAN_LAYOUTS)
+    for place, dtype in enumerate(("bfloat16", "float32"))
+]
+
+
+@pytest.mark.parametrize("layout, dtype", NAN_CASES)
 def test_a_nan_on_one_rank_changes_no_weight_and_the_next_step_is_good(pool, tiny_model, answers, layout, dtype):
     path = tiny_model(tied=True, dtype=getattr(torch, dtype))
     for history in pool.run(not_a_number, layout.world_size, path, layout, answers, dtype, NAN_PLACES):

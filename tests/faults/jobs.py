@@ -1,11 +1,10 @@
 """The program as a job of one or more processes, started in a second.
 
 Each rank is a process of its own in a session of its own, forked from a server that has imported everything already
-(`warm`); from there on it is `python -m rest_megatron` like any other.
+(`forks`); from there on it is `python -m rest_megatron` like any other.
 """
 
 import contextlib
-import multiprocessing
 import os
 import runpy
 import signal
@@ -15,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rest_megatron.distributed.launch import free_port
+from tests.forks import CONTEXT
 from tests.system.runs import environment
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.warm"])
 Hook = Callable[[], None]
 
 

@@ -38,8 +38,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(task, talking_words, straight, st
     task = replace(task, words=talking_words) if talking else task
     overrides = [TP2] if ranks > 1 else []
     overrides += ["train.eval_interval=1"] if place == "evaluation" else []
-    # A step's updates last a second.
-    overrides += ["train.epochs=20"] if place == "update" else []
+    # A step's updates last a second; one step more shows that the run goes on.
+    overrides += ["train.epochs=20", f"train.steps={step + 1}"] if place == "update" else []
     job = start(task.train(*overrides), ranks=ranks, variables={"FAULT": f"{place} {step} {name} sleep:0.2"})
     assert set(job.wait()) == {75}, job.output()
     assert job.output().count(f"preempted: {name}: saved after step") == 1, job.output()

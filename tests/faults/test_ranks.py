@@ -38,7 +38,10 @@ def fail_in_update(number: int, act: str) -> None:
     Actor.update = update
 
 
-@pytest.mark.parametrize("layout, act", [("TP", "raise"), ("TP", "SIGKILL"), ("PP", "SIGKILL"), ("DP", "SIGKILL")])
+@pytest.mark.parametrize(
+    "layout, act",
+    [("TP", "raise"), pytest.param("TP", "SIGKILL", marks=pytest.mark.slow), ("PP", "SIGKILL"), ("DP", "SIGKILL")],
+)
 def test_when_one_rank_is_gone_the_other_ends_too(task, straight, start, layout, act):
     words = task.train(LAYOUTS[layout])
     job = start(words, ranks=2, hooks={1: partial(fail_in_update, 3, act)})

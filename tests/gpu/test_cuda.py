@@ -5,6 +5,7 @@ Each case runs in a fresh process, because the CPU tests teach this one's Megatr
 
 import json
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ if GPUS >= 2:
 
 @pytest.fixture(scope="module")
 def cuda_pool():
-    workers = WorkerPool()
+    # What is imported asks for devices: after that CUDA does not start in a fork.
+    workers = WorkerPool(multiprocessing.get_context("spawn"))
     yield workers
     workers.close()
 
@@ -77,10 +79,11 @@ def test_gradient_variance_is_that_of_the_cpu(cuda_pool, pool, tiny_model, layou
 
 @pytest.mark.parametrize("overrides", [(), ("weights.scope=response",), ("weights.preset=reference",)], ids=str)
 def test_token_weights_are_those_of_the_cpu(cuda_pool, pool, tiny_model, overrides):
-    (want,) = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), overrides, 2)
-    for result in cuda_pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000, device="cuda"), overrides, 2):
-        for number, weights in result["weights"].items():
-            assert torch.allclose(weights, want["weights"][number], rtol=1e-3)
+    presets = {"these": overrides}
+    (want,) = pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000), presets, 2)
+    for result in cuda_pool.run(weighed, 1, tiny_model(), Layout(max_tokens=2000, device="cuda"), presets, 2):
+        for number, weights in result["these"]["weights"].items():
+            assert torch.allclose(weights, want["these"]["weights"][number], rtol=1e-3)
 
 
 @pytest.mark.timeout(1000)

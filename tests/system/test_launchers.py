@@ -74,6 +74,7 @@ def two_hosts():
                 subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_deepspeed_trains_on_the_two_hosts_of_a_hostfile(tmp_path, single, two_hosts):
     (tmp_path / "hosts").write_text("".join(f"{address} slots=1\n" for _, address in two_hosts))
     words = ["deepspeed", f"--hostfile={tmp_path / 'hosts'}", "--no_ssh", f"--master_addr={two_hosts[0][1]}"]

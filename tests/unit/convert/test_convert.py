@@ -1,11 +1,13 @@
 """`convert`: what it refuses, how it goes on after a kill, and that a wrong output never gets its name."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from rest_megatron.cli import main
 from rest_megatron.convert.output_file import OutputFile
+from rest_megatron.convert.partial import Partial
 from rest_megatron.convert.recognise import HUGGING_FACE, MEGATRON
 from rest_megatron.errors import CheckpointError
+from tests.forks import CONTEXT
 from tests.paths import ROOT
 from tests.tensors import read, same
 from tests.unit.checkpoint.step_directory import make_step
@@ -68,26 +72,28 @@ def test_the_newest_whole_checkpoint_of_a_run_is_taken(tiny_model, tmp_path, cap
     assert code == 4 and str(shard) in text and not (tmp_path / "no").exists()
 
 
+def make_until_killed(files: int, source: Path, output: Path, kind: str) -> None:
+    """A conversion that is killed in the middle of a file, after as many whole ones."""
+    add, numbers = Partial.add, itertools.count()
+
+    def die(file):
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killing(self, name, write):
+        return add(self, name, die if next(numbers) == files else write)
+
+    with mock.patch.object(Partial, "add", killing):
+        make(source, output, kind)
+
+
 @pytest.mark.parametrize("kind", [HUGGING_FACE, MEGATRON])
 @pytest.mark.parametrize("files", [1, 4])
 def test_a_killed_conversion_resumes_with_the_files_it_has(tiny_model, tmp_path, kind, files):
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from rest_megatron.convert import partial\n"
-        "from tests.unit.convert.small_files import make\n"
-        "add, count = partial.Partial.add, 0\n"
-        "def killing(self, name, write):\n"
-        "    global count\n"
-        f"    if count == {files}:\n"
-        "        write = lambda file: (file.write(b'half'), os.kill(os.getpid(), signal.SIGKILL))\n"
-        "    count += 1\n"
-        "    return add(self, name, write)\n"
-        "partial.Partial.add = killing\n"
-        f"make(Path({str(tiny_model())!r}), Path({str(tmp_path / 'out')!r}), {kind!r})\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = CONTEXT.Process(target=make_until_killed, args=(files, tiny_model(), tmp_path / "out", kind))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     partial = tmp_path / "out.partial"
     assert len(list(partial.rglob("*.tmp"))) == 1

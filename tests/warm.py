@@ -1,5 +1,6 @@
-"""Everything a run imports, loaded once by the server that the runs of these tests are forked from."""
+"""Everything a run imports, loaded once by the server that the processes of `forks` are forked from."""
 
+import io
 import os
 from importlib import import_module
 
@@ -7,6 +8,7 @@ from importlib import import_module
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from matplotlib.figure import Figure
 
 from rest_megatron.utils.libraries import quiet_libraries
 
@@ -16,3 +18,13 @@ torch.set_num_threads(1)
 COMMANDS = ("train", "sft", "rollout")
 for name in ("pytest", "matplotlib.pyplot", "rest_megatron.cli", *(f"rest_megatron.commands.{x}" for x in COMMANDS)):
     import_module(name)
+
+
+def draw_nothing() -> None:
+    """Let all pictures be empty: a report's takes longer than the small runs here. They are drawn in tests/unit."""
+    empty = io.BytesIO()
+    Figure().savefig(empty, format="png")
+    Figure.savefig = lambda figure, file, **_: file.write(empty.getvalue())
+
+
+draw_nothing()

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.floors import hardware_name
 from benchmarks.kernels import positive
 from benchmarks.origin import origin
-from benchmarks.updating.arms import Arm, select
+from benchmarks.updating.arms import Arm, available_arms
 from benchmarks.updating.flops import asked_flops, asked_tokens
 from benchmarks.updating.process import NotInstalled, Process
 from benchmarks.updating.report import compare, format_case, make_row, save_plot
@@ -94,11 +94,14 @@ def start(
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
+    arms = {arm.name: arm for arm in available_arms()}
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--shapes", nargs="+", choices=SHAPES, default=SHOWN, metavar="NAME", help=f"of {', '.join(SHAPES)}"
     )
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="those whose names contain one of these")
+    parser.add_argument(
+        "--arms", nargs="+", choices=arms, default=list(arms), metavar="NAME", help=f"of {'; '.join(arms)}"
+    )
     parser.add_argument("--groups", type=positive, help="of each shape, in place of its own number")
     parser.add_argument("--at-once", type=positive, help="answers in a padded micro-batch, in place of the shape's own")
     parser.add_argument("--rounds", type=positive, default=3, help="timed steps of each arm; default: %(default)s")
@@ -106,10 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write every number to FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the table into FILE (.png, .svg, .pdf)")
     args = parser.parse_args(argv)
-    try:
-        args.chosen = select(args.arms)
-    except ValueError as error:
-        parser.error(f"--arms: {error}")
+    args.chosen = [arm for name, arm in arms.items() if name in args.arms]
     return args
 
 

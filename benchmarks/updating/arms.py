@@ -45,12 +45,3 @@ def available_arms() -> list[Arm]:
     shares = "shared_prefixes" in {field.name for field in dataclasses.fields(TrainConfig)}
     skips = "old_log_probs" in {field.name for field in dataclasses.fields(AlgorithmConfig)}
     return [arm for arm in ARMS if arm.who != "ours" or ((shares or not arm.shared) and (skips or not arm.one_pass))]
-
-
-def select(names: list[str] | None) -> list[Arm]:
-    """The arms whose names contain one of `names`, all without. Raises ValueError for a name that is in none."""
-    arms = available_arms()
-    for name in names or ():
-        if not any(name in arm.name for arm in arms):
-            raise ValueError(f"no arm's name contains {name!r}; there are: {'; '.join(arm.name for arm in arms)}")
-    return [arm for arm in arms if not names or any(name in arm.name for name in names)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from .contestant import BETAS, CLIP_GRAD, CLIP_RATIO, LEARNING_RATE, WEIGHT_DECAY, Done
 from .shapes import Answer, Step
@@ -30,7 +30,7 @@ class HuggingFace:
     """`transformers` with SDPA."""
 
     def __init__(self, model: Path, step: Step, at_once: int) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+        self.model = Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
         self.model.train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True

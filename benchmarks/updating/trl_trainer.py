@@ -13,7 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from .contestant import BETAS, CLIP_GRAD, CLIP_RATIO, LEARNING_RATE, WEIGHT_DECAY, Done
@@ -82,7 +82,7 @@ def _trainer(model: Path, step: Step, at_once: int) -> GRPOTrainer:
     )
     words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     return GRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa"),
+        Qwen3ForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa"),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": [""]}),

@@ -36,16 +36,9 @@ class CpuMeter:
     def extra_bytes(self, run: Callable[[], object], prepare: Callable[[], object]) -> int | None:
         """How far the resident set grows during one run; None where the kernel cannot reset its high-water mark."""
         prepare()
-        gc.collect()
-        # Memory that the allocator keeps from earlier runs would hide what this one needs.
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return None
-        before = _high_water_mark()
+        before = restart_high_water_mark()
         run()
-        return _high_water_mark() - before
+        return None if before is None else high_water_mark() - before
 
 
 class CudaMeter:
@@ -94,6 +87,19 @@ def make_meter(device: str) -> Meter:
     return CudaMeter() if device == "cuda" else CpuMeter()
 
 
-def _high_water_mark() -> int:
+def restart_high_water_mark() -> int | None:
+    """Forget the largest resident set so far; bytes of the present one. None where the kernel cannot forget it."""
+    gc.collect()
+    # Memory that the allocator keeps from earlier runs would hide what the next one needs.
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return high_water_mark()
+
+
+def high_water_mark() -> int:
+    """Bytes of the largest resident set of this process since it started, or since that was last forgotten."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,19 +12,18 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from rest_kernels import LogProbEntropy
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.initial import InitialWeights
 from rest_megatron.actor.learning import learning
+from rest_megatron.actor.losses import Losses
 from rest_megatron.actor.microbatch import MicroBatch, micro_batches, tokens_to_run
 from rest_megatron.actor.packing import pack_sequences
-from rest_megatron.actor.sums import POLICY_SUMS, SUPERVISED_SUMS, global_metrics, stacked
+from rest_megatron.actor.sums import POLICY_SUMS, SUPERVISED_SUMS, global_metrics
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.config.deepspeed import engine_config
 from rest_megatron.config.schema import Config
 from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.errors import Preempted
-from rest_megatron.method.ratio import sequence_ppo_loss
 from rest_megatron.model.huggingface import WeightSource, export, load_weights
 from rest_megatron.model.model import DTYPES, Policy
 from rest_megatron.types import PolicyStreams, TokenStats, Trajectory
@@ -63,6 +62,7 @@ class Actor:
         load_weights(self.policy, weights, parallel)
         self.initial = InitialWeights(self.policy) if config.algorithm.kl_coef > 0 else None
         self.head = Head(self.policy, config, parallel)
+        self.losses = Losses(self.head, config, parallel.dp_size)
         settings = engine_config(config, data_parallel_size=parallel.dp_size)
         self.zero = ZeroEngine(self.policy, config.optim, settings, total_steps, parallel)
         self.version = 0
@@ -73,7 +73,7 @@ class Actor:
         num_tokens = sum(t.num_targets for t in trajectories)
         stats = torch.zeros(len(TokenStats._fields), num_tokens, device=self.parallel.device)
         with torch.no_grad():
-            for index, values in self.run(trajectories, self._token_stats, forward_only=True):
+            for index, values in self.run(trajectories, self.losses.token_stats, forward_only=True):
                 stats[:, index] = values
         return TokenStats(*self.parallel.broadcast_from_last_stage(stats))
 
@@ -93,7 +93,7 @@ class Actor:
         is broken off changes nothing.
         """
         part = learning(trajectories, streams, self.regularised)
-        loss = partial(self.policy_loss, part.streams)
+        loss = partial(self.losses.policy, part.streams)
         metrics, kept = self._step(part.trajectories, loss, POLICY_SUMS, interruptible, part.left_out)
         read = torch.zeros_like(part.streams.old_log_probs)
         for index, values in kept:
@@ -102,6 +102,22 @@ class Actor:
             read = torch.where(part.streams.loss_weights == 0, part.streams.old_log_probs, read)
         log_probs = streams.old_log_probs.index_copy(0, part.places, read)
         return Update(metrics, self.parallel.broadcast_from_last_stage(log_probs))
+
+    def update_on_policy(
+        self, trajectories: Sequence[Trajectory], streams: PolicyStreams
+    ) -> tuple[dict[str, float], TokenStats]:
+        """One optimizer step by the weights that drew the answers, and the statistics of all their tokens before it.
+
+        As `log_probs` and then `update` with them, in one forward pass less. streams: of `on_policy_loss`.
+        """
+        part = learning(trajectories, streams, self.regularised)
+        stats = torch.zeros(len(TokenStats._fields), len(streams.advantages), device=self.parallel.device)
+        stats[:, part.other_places] = torch.stack(self.log_probs(part.others))
+        loss = partial(self.losses.on_policy, part.streams)
+        metrics, kept = self._step(part.trajectories, loss, POLICY_SUMS, True, part.left_out)
+        for index, values in kept:
+            stats[:, part.places[index]] = values
+        return metrics, TokenStats(*self.parallel.broadcast_from_last_stage(stats))
 
     @property
     def regularised(self) -> bool:
@@ -114,7 +130,7 @@ class Actor:
 
     def supervised_step(self, trajectories: Sequence[Trajectory], num_tokens_global: int) -> dict[str, float]:
         """One optimizer step on -log p, averaged over `num_tokens_global` target tokens of all ranks."""
-        return self._step(trajectories, partial(self._supervised_loss, num_tokens_global), SUPERVISED_SUMS)[0]
+        return self._step(trajectories, partial(self.losses.supervised, num_tokens_global), SUPERVISED_SUMS)[0]
 
     def export(self, directory: Path, chat_template: str | None = None) -> None:
         """Write the policy as a Hugging Face directory, with another chat template than the model's when given one."""
@@ -227,60 +243,3 @@ class Actor:
             same_length=self.parallel.pp_size > 1,
             device=self.parallel.device,
         )
-
-    def _token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
-        out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
-        collision = cast(Tensor, out.collision)  # it is there when asked for
-        stats = torch.stack([out.log_probs, out.entropy, collision, self.head.norm_squared(hidden)])
-        return batch.index, stats
-
-    def policy_loss(self, streams: PolicyStreams, batch: MicroBatch, hidden: Tensor) -> tuple:
-        """The clipped loss of one micro-batch as Megatron's schedule takes it."""
-        temperature = self.config.rollout.temperature
-        if self.config.algorithm.ratio == "sequence":
-            stats = self.head.token_stats(hidden, batch.labels, temperature, collision=False)
-            loss, sums = self._sequence_loss(streams.select(batch.index), batch, stats)
-            return self._for_schedule(loss, batch, POLICY_SUMS, sums, stats.log_probs)
-        own = streams.select(batch.index)
-        out = self.head.policy_loss(hidden, batch.labels, temperature, own)
-        return self._for_schedule(out.loss, batch, POLICY_SUMS, out.metrics, out.log_probs)
-
-    def _sequence_loss(
-        self, streams: PolicyStreams, batch: MicroBatch, stats: LogProbEntropy
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss on whole answers' ratios (GSPO) and its metric sums."""
-        loss, sums = sequence_ppo_loss(
-            stats.log_probs,
-            streams.old_log_probs,
-            streams.advantages,
-            streams.loss_weights,
-            batch.sequence_index,
-            batch.num_sequences,
-            clip_ratio_low=self.config.algorithm.clip_ratio_low,
-            clip_ratio_high=self.config.algorithm.clip_ratio_high,
-        )
-        return loss, sums | {"entropy": (stats.entropy * (streams.loss_weights != 0)).sum()}
-
-    def reward_loss(self, rewards: Tensor, batch: MicroBatch, hidden: Tensor) -> tuple:
-        """-sum_t rewards_t log p_t of one micro-batch, [T] float32 over this rank's target tokens, for the schedule."""
-        out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=False)
-        loss = -(rewards[batch.index] * out.log_probs).sum()
-        sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}
-        return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
-
-    def _supervised_loss(self, num_tokens_global: int, batch: MicroBatch, hidden: Tensor) -> tuple:
-        out = self.head.token_stats(hidden, batch.labels, temperature=1.0, collision=False)
-        loss = -out.log_probs.sum() / num_tokens_global
-        sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}
-        return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
-
-    def _for_schedule(
-        self, loss: Tensor, batch: MicroBatch, names: Sequence[str], sums: dict[str, Tensor], log_probs: Tensor
-    ) -> tuple:
-        """Megatron's (loss, token count, data to keep); kept are the sums `names` and the answers' log-probs.
-
-        DeepSpeed averages gradients over data-parallel ranks; ours is a sum over them, hence the factor.
-        """
-        totals = stacked({"loss": loss, **sums}, names)
-        count = torch.tensor(len(batch.rows), dtype=torch.int, device=loss.device)
-        return loss * self.parallel.dp_size, count, (totals, (batch.index, log_probs.detach()))

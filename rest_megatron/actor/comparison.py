@@ -97,7 +97,7 @@ def compare_gradients(
                 adam_direction(mean, moment, half)
         elif group >= half:
             own, streams = of_group(trajectories, group_index, arms[1]._replace(loss_weights=rewards), group)
-            reward = loss_gradient(actor, own, partial(actor.reward_loss, streams.loss_weights))
+            reward = loss_gradient(actor, own, partial(actor.losses.reward, streams.loss_weights))
             gains.append(inner_products(actor, reward, moments))
     ours, both, uniform = squares.unbind(1)
     total, product = inner_products(actor, means[0], means).tolist()

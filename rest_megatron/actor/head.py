@@ -82,9 +82,22 @@ class Head:
             tp_group=self.tp_group,
         )
 
-    def token_stats(self, hidden: Tensor, labels: Tensor, temperature: float, collision: bool) -> LogProbEntropy:
+    def token_stats(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        temperature: float,
+        collision: bool,
+        entropy_requires_grad: bool = False,
+    ) -> LogProbEntropy:
         """Log-probs (differentiable), entropy and, on request, collision of the labels, each float32 [n]."""
-        return self._logprob_entropy(*self._inputs(hidden), labels, temperature=temperature, return_collision=collision)
+        return self._logprob_entropy(
+            *self._inputs(hidden),
+            labels,
+            temperature=temperature,
+            return_collision=collision,
+            entropy_requires_grad=entropy_requires_grad,
+        )
 
     def norm_squared(self, hidden: Tensor) -> Tensor:
         """|h|^2 of every row, float32 [n], without gradient: the LM head's part in the norm of a token's score."""

@@ -10,15 +10,19 @@ from rest_megatron.types import PolicyStreams, Trajectory
 
 
 class Learning(NamedTuple):
-    """The answers that an update runs."""
+    """An update's answers, those with a gradient apart."""
 
     trajectories: list[Trajectory]
     streams: PolicyStreams
     """Their vectors."""
     places: Tensor
     """[n] int64: where these lie in those of all."""
+    others: list[Trajectory]
+    """The other answers."""
+    other_places: Tensor
+    """[m] int64: where their tokens lie."""
     left_out: Tensor
-    """0-dim float64: tokens with a weight in the other answers."""
+    """0-dim float64: those of their tokens that have a weight."""
 
 
 def learning(trajectories: Sequence[Trajectory], streams: PolicyStreams, regularised: bool) -> Learning:
@@ -34,6 +38,13 @@ def learning(trajectories: Sequence[Trajectory], streams: PolicyStreams, regular
     kept = torch.zeros(len(trajectories), dtype=torch.bool, device=weighted.device)
     kept[answer[teaches]] = True
     read = kept[answer] if len(trajectories) else torch.zeros_like(weighted)
-    places = read.nonzero().squeeze(1)
-    own = [t for t, keep in zip(trajectories, kept.tolist(), strict=True) if keep]
-    return Learning(own, streams.select(places), places, (weighted & ~read).sum().double())
+    places, others = (where.nonzero().squeeze(1) for where in (read, ~read))
+    pairs = list(zip(trajectories, kept.tolist(), strict=True))
+    return Learning(
+        [t for t, keep in pairs if keep],
+        streams.select(places),
+        places,
+        [t for t, keep in pairs if not keep],
+        others,
+        (weighted & ~read).sum().double(),
+    )

@@ -146,7 +146,7 @@ def gradients_and_updates(
     logits = response_logits(actor, parallel, ours)
     actor.policy.train()
     actor.zero.begin()
-    actor.run(ours.trajectories, partial(actor.policy_loss, ours.streams), forward_only=False)
+    actor.run(ours.trajectories, partial(actor.losses.policy, ours.streams), forward_only=False)
     actor.zero.reduce()
     gradients = named(actor, parallel, safe_get_full_grad)
     actor.zero.engine.step()
@@ -173,7 +173,7 @@ def supervised_gradients(launch: Launch, model: Path, layout: Layout, answers: A
     ours, _ = share(answers, parallel)
     actor.policy.train()
     actor.zero.begin()
-    compute = partial(actor._supervised_loss, len(answers.old_log_probs))
+    compute = partial(actor.losses.supervised, len(answers.old_log_probs))
     actor.run(ours.trajectories, compute, forward_only=False)
     actor.zero.reduce()
     return {"gradients": named(actor, parallel, safe_get_full_grad)}

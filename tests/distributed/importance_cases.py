@@ -45,7 +45,7 @@ class GradientOnly:
         actor = self.actor
         actor.policy.train()
         actor.zero.begin()
-        actor.run(trajectories, partial(actor.policy_loss, streams), forward_only=False)
+        actor.run(trajectories, partial(actor.losses.policy, streams), forward_only=False)
         actor.zero.reduce()
         self.gradients = named(actor, self.parallel, safe_get_full_grad)
         return Update({"actor/grad_norm": 1.0}, torch.zeros_like(streams.old_log_probs))

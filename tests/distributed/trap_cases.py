@@ -171,7 +171,11 @@ def unchanged_by_the_losses(launch: Launch, model_path: Path, layout: Layout, an
     """For every loss and micro-batch: whether it left the logits as they were, without a backward pass."""
     actor, parallel = start(launch, make_config(model_path, layout))
     ours, _ = share(answers, parallel)
-    losses = (actor._token_stats, partial(actor.policy_loss, ours.streams), partial(actor._supervised_loss, 100))
+    losses = (
+        actor.losses.token_stats,
+        partial(actor.losses.policy, ours.streams),
+        partial(actor.losses.supervised, 100),
+    )
     unchanged = []
 
     def watch(batch, hidden, non_loss_data=True):

@@ -1,0 +1,47 @@
+"""The ways to take a step that are compared."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way.
+
+    who: whose code. level, shared: our `kernels.level` and `train.shared_prefixes`. one_pass: without a pass for the
+    log-probs before the update, whose own forward gives them. zeros: a quarter of the groups has advantage 0.
+    """
+
+    name: str
+    who: Literal["hf", "trl", "ours"]
+    level: str = "hidden"
+    shared: bool = True
+    one_pass: bool = False
+    zeros: bool = False
+
+    @property
+    def plain(self) -> str | None:
+        """The name of the arm that does the same in plain packs; None for others' code."""
+        return f"ours, {self.level}, plain" if self.who == "ours" else None
+
+
+ARMS = (
+    Arm("hf", "hf"),
+    Arm("hf, one pass", "hf", one_pass=True),
+    *(Arm(f"ours, {level}, plain", "ours", level, shared=False) for level in ("logits", "hidden")),
+    *(Arm(f"ours, {level}", "ours", level) for level in ("logits", "hidden")),
+    Arm("ours, hidden, one pass", "ours", one_pass=True),
+    Arm("ours, hidden, a quarter without advantage", "ours", zeros=True),
+    Arm("trl", "trl"),
+    Arm("trl, one pass", "trl", one_pass=True),
+)
+
+
+def available_arms() -> list[Arm]:
+    """All whose keys the configuration has."""
+    from rest_megatron.config.schema import AlgorithmConfig, TrainConfig
+
+    shares = "shared_prefixes" in {field.name for field in dataclasses.fields(TrainConfig)}
+    skips = "old_log_probs" in {field.name for field in dataclasses.fields(AlgorithmConfig)}
+    return [arm for arm in ARMS if arm.who != "ours" or ((shares or not arm.shared) and (skips or not arm.one_pass))]

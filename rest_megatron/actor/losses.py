@@ -28,6 +28,7 @@ class Losses:
         self.dp_size = dp_size
 
     def token_stats(self, batch: MicroBatch, hidden: Tensor, non_loss_data: bool = True) -> tuple[Tensor, Tensor]:
+        """(where its targets lie, `TokenStats` of them as [4, n])."""
         out = self.head.token_stats(hidden, batch.labels, self.config.rollout.temperature, collision=True)
         return batch.index, self._stacked_stats(hidden, out)
 
@@ -81,6 +82,7 @@ class Losses:
         return self._for_schedule(loss, batch, SUPERVISED_SUMS, sums, out.log_probs)
 
     def supervised(self, num_tokens_global: int, batch: MicroBatch, hidden: Tensor) -> tuple:
+        """The share of one micro-batch in the mean of -log p over `num_tokens_global` targets, for the schedule."""
         out = self.head.token_stats(hidden, batch.labels, temperature=1.0, collision=False)
         loss = -out.log_probs.sum() / num_tokens_global
         sums = {"num_tokens": torch.tensor(batch.rows.shape[0], device=loss.device)}

@@ -1,4 +1,4 @@
-"""The policy loss of an update whose old log-probs are its own: the first on the answers, by the weights that drew them.
+"""The policy loss of an update whose old log-probs are its own: the first one, by the weights that drew the answers.
 
 The probability ratio is 1 and only its gradient is left, so one forward pass gives the log-probs, the entropies and the
 loss. What corrects for the engine (`method.importance`) needs log-probs, too, and is applied here.
@@ -21,7 +21,8 @@ def on_policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(loss, its metric sums) of a micro-batch's targets; stats: theirs, with gradient.
 
-    streams: of the same targets, but old_log_probs are the engine's, and loss_weights hold no importance. The same as the clipped loss with old_log_probs = log_probs, held constant; nothing is clipped at a ratio of 1.
+    streams: of the same targets, but old_log_probs are the engine's, and loss_weights hold no importance. The result is
+    that of the clipped loss with old_log_probs = log_probs, held constant; nothing is clipped at a ratio of 1.
     """
     log_probs = stats.log_probs
     old = log_probs.detach()

@@ -15,6 +15,7 @@ from rest_megatron.step.batch import make_batch
 from rest_megatron.step.collect import NextPrompts, collect
 from rest_megatron.step.dump import dump_step
 from rest_megatron.step.measure import answer_metrics, measure, token_vectors
+from rest_megatron.step.on_policy import needs_no_log_probs, update_on_policy
 from rest_megatron.step.update import update
 from rest_megatron.step.weigh import token_weights
 from rest_megatron.types import Experience, Prompt
@@ -64,9 +65,12 @@ def train_step(
         with session.parallel.watch.phase("update"):
             learning = time.perf_counter()
             batch = make_batch(session, experience)  # answers -> this rank's vectors
-            old = session.actor.log_probs(batch.trajectories)  # log-prob, entropy, collision per token; no gradient
-            weights = token_weights(session, experience, batch, old, state)  # entropy -> region -> curriculum -> mean 1
-            done = update(session, experience, batch, old, weights, state)  # Megatron schedule, clipped loss, ZeRO step
+            if needs_no_log_probs(session, batch, state):
+                old, weights, done = update_on_policy(session, experience, batch, state)  # the three below in one pass
+            else:
+                old = session.actor.log_probs(batch.trajectories)  # log-prob, entropy, collision per token; no gradient
+                weights = token_weights(session, experience, batch, old, state)  # entropy -> region -> curriculum
+                done = update(session, experience, batch, old, weights, state)  # clipped loss, Megatron, ZeRO step
             metrics |= measure(session, experience, batch, old, weights, done)
             metrics["time/update"] = time.perf_counter() - learning
             if config.rollout.dump:

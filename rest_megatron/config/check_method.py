@@ -14,6 +14,7 @@ def check_method(config: Config) -> None:
     _check_reward(config)
     _check_judge(config)
     _check_ratio(config)
+    _check_old_log_probs(config)
 
 
 def _check_weights(config: Config) -> None:
@@ -114,3 +115,26 @@ def _check_ratio(config: Config) -> None:
         if getattr(algorithm, name) != off:
             rule = "has no place in the loss on whole answers, algorithm.ratio=sequence"
             refuse(config, f"algorithm.{name}", rule, "Leave it out, or set algorithm.ratio=token")
+
+
+def _check_old_log_probs(config: Config) -> None:
+    if config.algorithm.old_log_probs == "recompute":
+        return
+    name, fix = "algorithm.old_log_probs", "Set it to recompute"
+    train, weights = config.train, config.weights
+    answers = config.rollout.prompts_per_step * config.rollout.group_size
+    updates = train.epochs * -(-answers // (train.mini_batch_size or answers))
+    if updates > 1:
+        rule = (
+            f"needs one update in a step, but train.epochs={train.epochs} and train.mini_batch_size="
+            f"{train.mini_batch_size} make {updates} of its {answers} answers"
+        )
+        refuse(config, name, rule, f"{fix}, or train.epochs=1 and train.mini_batch_size=null")
+    if weights.rule in TOKEN_RULES:
+        refuse(config, name, f"needs weights that do not read this step's entropies, as rule {weights.rule} does", fix)
+    if weights.rule != "reference" and (weights.scope == "response" or weights.freeze_after == 0):
+        rule = (
+            f"needs base weights that stand still, but weights.scope={weights.scope} and weights.freeze_after="
+            f"{weights.freeze_after}"
+        )
+        refuse(config, name, rule, f"{fix}, or weights.scope=batch and weights.freeze_after=3")

@@ -173,6 +173,11 @@ class AlgorithmConfig:
         "loss's mean. refill: replaced by new prompts (DAPO's dynamic sampling), then as mask.",
     )
     max_refills: int = key(3, "Rollouts that zero_variance=refill may add to one step.", ge=1)
+    old_log_probs: Literal["recompute", "update"] = key(
+        "recompute",
+        "Where the log-probs before a step's updates come from: recompute: a pass of their own. update: the forward "
+        "pass of the step's only update, where its token weights are known without them.",
+    )
     ratio: Literal["token", "sequence"] = key(
         "token",
         "Probability ratio that is clipped: token by token, or of the whole answer, length-normalised (GSPO).",

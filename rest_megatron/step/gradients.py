@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rest_megatron.actor.comparison import ARMS, compare_gradients
 from rest_megatron.actor.region_gradients import Measurement, measure_regions
-from rest_megatron.config.schema import WeightsConfig
+from rest_megatron.config.schema import TrainConfig, WeightsConfig
 from rest_megatron.method.measured import measured_weights
 from rest_megatron.method.regions import Region
 from rest_megatron.method.weights import WeightState, region_weights
@@ -61,6 +61,12 @@ def gradient_variance_metrics(found: dict[str, dict[str, float]]) -> dict[str, f
 def uniform_weights(weights: StepWeights) -> StepWeights:
     """The same, with weight 1 everywhere."""
     return replace(weights, tokens=torch.ones_like(weights.tokens))
+
+
+def variance_due(batch: Batch, step: int, settings: TrainConfig) -> bool:
+    """Whether the weights' gradients are compared in `step`, which counts from 1."""
+    interval = settings.gradient_variance_interval
+    return interval > 0 and step % interval == 0 and batch.num_groups > 1
 
 
 def measurement_due(state: WeightState, step: int, settings: WeightsConfig) -> bool:

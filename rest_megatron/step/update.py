@@ -15,6 +15,7 @@ from rest_megatron.step.gradients import (
     gradient_variances,
     measured_regions,
     measurement_due,
+    variance_due,
 )
 from rest_megatron.step.nonfinite import count_skipped
 from rest_megatron.step.streams import normalised, policy_streams
@@ -47,11 +48,11 @@ def update(
     weights.rule=measured the regions' signal and noise, which the weights of later steps follow. Raises NonFiniteError
     as `count_skipped` does.
     """
-    streams, interval = policy_streams(session, batch, old, weights), session.config.train.gradient_variance_interval
+    streams, step = policy_streams(session, batch, old, weights), state.step + 1
     metrics = {}
-    if interval and (state.step + 1) % interval == 0 and batch.num_groups > 1:
+    if variance_due(batch, step, session.config.train):
         metrics = gradient_variance_metrics(gradient_variances(session, experience, batch, streams, weights))
-    if measurement_due(state.weights, state.step + 1, session.config.weights):
+    if measurement_due(state.weights, step, session.config.weights):
         state.weights, found = measured_regions(session, batch, streams, weights, state.weights)
         metrics |= found
     done = _update(session, batch, streams, weights, state)
@@ -81,10 +82,11 @@ def _update(
         count_skipped(session, state, state.step + 1, done.metrics, trajectories, own)
         log_probs[part.tokens] = done.log_probs
         metrics.append(done.metrics)
-    return StepUpdates(_mean_metrics(metrics), log_probs, loss_weights)
+    return StepUpdates(mean_metrics(metrics), log_probs, loss_weights)
 
 
-def _mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
+def mean_metrics(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Of a step's updates, each metric over those that have it; {} without an update."""
     if not metrics:
         return {}
     skipped = sum(not math.isfinite(m["actor/grad_norm"]) for m in metrics)

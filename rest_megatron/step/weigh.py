@@ -75,22 +75,33 @@ def token_weights(
     old: statistics of the batch's tokens under the weights that drew them. progress: where on the curriculum; None:
     step / train.steps. Raises NonFiniteError on all ranks where the statistics are not finite.
     """
+    group = session.parallel.dp_group
+    require_finite_statistics(old, group, state.step + 1)
+    tokens, state.weights = spread_step(session, experience, batch, old, state, progress)
+    return describe(batch, tokens, old, state.weights, session.config.algorithm, group)
+
+
+def spread_step(
+    session: Session,
+    experience: Experience,
+    batch: Batch,
+    stats: TokenStats | None,
+    state: RunState,
+    progress: float | None = None,
+) -> tuple[Tensor, WeightState]:
+    """`spread` for the step after state.step; progress: as in `token_weights`."""
     step, config = state.step + 1, session.config
-    require_finite_statistics(old, session.parallel.dp_group, step)
-    weights = weigh(
+    return spread(
         batch,
-        old,
+        stats,
         state.weights,
         progress=step / config.train.steps if progress is None else progress,
         step=step,
         accuracy=accuracies(reward_metrics(experience.all_scores)),
         settings=config.weights,
-        algorithm=config.algorithm,
         token_table=session.token_table,
         dp_group=session.parallel.dp_group,
     )
-    state.weights = weights.state
-    return weights
 
 
 def weigh(
@@ -112,17 +123,75 @@ def weigh(
     code. accuracy: format rate, tool-name and parameter accuracy of the step's answers, None for what was not measured;
     the feedback curriculum follows them.
     """
+    tokens, state = spread(
+        batch,
+        stats,
+        state,
+        progress=progress,
+        step=step,
+        accuracy=accuracy,
+        settings=settings,
+        token_table=token_table,
+        dp_group=dp_group,
+    )
+    return describe(batch, tokens, stats, state, algorithm, dp_group)
+
+
+def spread(
+    batch: Batch,
+    stats: TokenStats | None,
+    state: WeightState,
+    *,
+    progress: float,
+    step: int,
+    accuracy: Sequence[float | None],
+    settings: WeightsConfig,
+    token_table: Sequence[bytes],
+    dp_group: dist.ProcessGroup,
+) -> tuple[Tensor, WeightState]:
+    """`StepWeights.tokens` and `state` of `weigh`. Collective; stats: None where the weights `stand_still`."""
     if settings.curriculum == "feedback":
         state = replace(state, feedback=update_feedback(state.feedback, accuracy, settings))
     if settings.rule == "reference":
-        tokens = _reference(batch, step, token_table)
+        return _reference(batch, step, token_table), state
+    if stats is None:
+        means = torch.tensor(state.running_mean, dtype=torch.float64, device=batch.regions.device)
     elif settings.rule in TOKEN_RULES:
-        tokens = _by_token(batch, stats, settings, dp_group)
+        return _by_token(batch, stats, settings, dp_group), state
     else:
         statistic = token_statistic(settings.rule, stats.entropy, stats.collision, stats.hidden_norm_squared)
         means, state = _region_means(batch, statistic, state, settings, dp_group)
-        weights = scheduled_weights(means, progress, state, settings)
-        tokens = spread_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories))
+    weights = scheduled_weights(means, progress, state, settings)
+    return spread_weights(weights, batch.regions, batch.sequence_index, len(batch.trajectories)), state
+
+
+def stand_still(batch: Batch, state: WeightState, settings: WeightsConfig, dp_group: dist.ProcessGroup) -> bool:
+    """Whether this step's weights do not depend on its statistics: the base weights of its regions are frozen.
+
+    Collective.
+    """
+    if settings.rule == "reference":
+        return True
+    if settings.rule in TOKEN_RULES or settings.scope == "response" or settings.freeze_after == 0:
+        return False
+    if state.running_mean is None or state.steps is None:
+        return False
+    counts = torch.bincount(batch.regions, minlength=len(Region))
+    dist.all_reduce(counts, group=dp_group)
+    return all(
+        steps >= settings.freeze_after or not count for steps, count in zip(state.steps, counts.tolist(), strict=True)
+    )
+
+
+def describe(
+    batch: Batch,
+    tokens: Tensor,
+    stats: TokenStats,
+    state: WeightState,
+    algorithm: AlgorithmConfig,
+    dp_group: dist.ProcessGroup,
+) -> StepWeights:
+    """The weights `tokens` with what the metrics say of them and of the statistics. Collective."""
     score_norm = 1.0 - stats.collision
     described = {
         "entropy": stats.entropy,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.floors import hardware_name
 from benchmarks.kernels import positive
 from benchmarks.origin import origin
-from benchmarks.updating.arms import Arm, available_arms
+from benchmarks.updating.arms import ARMS, Arm
 from benchmarks.updating.flops import asked_flops, asked_tokens
 from benchmarks.updating.process import NotInstalled, Process
 from benchmarks.updating.report import compare, format_case, make_row, save_plot
@@ -94,7 +94,7 @@ def start(
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    arms = {arm.name: arm for arm in available_arms()}
+    arms = {arm.name: arm for arm in ARMS}
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--shapes", nargs="+", choices=SHAPES, default=SHOWN, metavar="NAME", help=f"of {', '.join(SHAPES)}"

@@ -1,6 +1,5 @@
 """The ways to take a step that are compared."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,17 +30,8 @@ ARMS = (
     Arm("hf, one pass", "hf", one_pass=True),
     *(Arm(f"ours, {level}, plain", "ours", level, shared=False) for level in ("logits", "hidden")),
     *(Arm(f"ours, {level}", "ours", level) for level in ("logits", "hidden")),
-    Arm("ours, hidden, one pass", "ours", one_pass=True),
-    Arm("ours, hidden, a quarter without advantage", "ours", zeros=True),
+    *(Arm(f"ours, {level}, one pass", "ours", level, one_pass=True) for level in ("logits", "hidden")),
+    *(Arm(f"ours, {level}, a quarter without advantage", "ours", level, zeros=True) for level in ("logits", "hidden")),
     Arm("trl", "trl"),
     Arm("trl, one pass", "trl", one_pass=True),
 )
-
-
-def available_arms() -> list[Arm]:
-    """All whose keys the configuration has."""
-    from rest_megatron.config.schema import AlgorithmConfig, TrainConfig
-
-    shares = "shared_prefixes" in {field.name for field in dataclasses.fields(TrainConfig)}
-    skips = "old_log_probs" in {field.name for field in dataclasses.fields(AlgorithmConfig)}
-    return [arm for arm in ARMS if arm.who != "ours" or ((shares or not arm.shared) and (skips or not arm.one_pass))]

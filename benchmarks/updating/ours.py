@@ -37,9 +37,7 @@ class Ours:
         hf = AutoConfig.from_pretrained(model)
         self.actor = Actor(config, hf, weight_source(config.model, 0, hf), parallel, total_steps=1000)
         self.trajectories = [Trajectory(*answer) for answer in step.answers]
-        # A token without advantage gets no weight, as `step/streams` has it.
-        weights = step.loss_weights * (step.advantages != 0)
-        self.streams = PolicyStreams(torch.zeros_like(step.advantages), step.advantages, weights)
+        self.streams = PolicyStreams(torch.zeros_like(step.advantages), step.advantages, step.loss_weights)
         self.embedding: nn.Module = self.actor.policy.chunks[0].embedding.word_embeddings
 
     def log_probs(self) -> Tensor:
@@ -48,19 +46,22 @@ class Ours:
 
     def update(self, old: Tensor | None) -> Done:
         """One optimizer step."""
-        metrics = self.actor.update(self.trajectories, self.streams._replace(old_log_probs=old)).metrics
+        if old is None:
+            engine = torch.zeros_like(self.streams.advantages)
+            metrics, _ = self.actor.update_on_policy(self.trajectories, self.streams._replace(old_log_probs=engine))
+        else:
+            metrics = self.actor.update(self.trajectories, self.streams._replace(old_log_probs=old)).metrics
         return Done(metrics["actor/loss"], metrics["actor/grad_norm"])
 
 
 def _config(arm: Arm, model: Path, capacity: int) -> Config:
-    """Keys that the schema lacks are left out: `available_arms` has no arm that needs them."""
-    shares = {"shared_prefixes": arm.shared} if "shared_prefixes" in TrainConfig.__dataclass_fields__ else {}
-    skips = {"old_log_probs": "update"} if arm.one_pass else {}
     return Config(
         run=RunConfig(device="cpu"),
         model=ModelConfig(path=str(model), dtype="float32"),
         kernels=KernelsConfig(level=arm.level),
-        algorithm=AlgorithmConfig(clip_ratio_low=CLIP_RATIO, clip_ratio_high=CLIP_RATIO, **skips),
+        algorithm=AlgorithmConfig(
+            clip_ratio_low=CLIP_RATIO, clip_ratio_high=CLIP_RATIO, importance_cap=None, importance_mask=None
+        ),
         optim=OptimConfig(lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, clip_grad=CLIP_GRAD),
-        train=TrainConfig(max_tokens_per_micro_batch=capacity, **shares),
+        train=TrainConfig(max_tokens_per_micro_batch=capacity, shared_prefixes=arm.shared),
     )

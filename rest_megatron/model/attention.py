@@ -16,7 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
-from rest_megatron.model.packed import Block, PackedSequences
+from rest_megatron.model.packed import Block, PackedSequences, takes_one_call
 from rest_megatron.model.rotary import rotate
 
 
@@ -93,7 +93,7 @@ class CoreAttention(nn.Module):
         return out.permute(2, 0, 1, 3).flatten(2)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-        if query.is_cuda and query.dtype != torch.float32:
+        if takes_one_call(query.device, query.dtype):
             return _variable_length(query, key, value, packed, self.softmax_scale).flatten(1)
         sizes = [block.size for block in packed.blocks]
         blocks = zip(packed.blocks, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
@@ -104,27 +104,29 @@ class CoreAttention(nn.Module):
                 numbers = range(block.first, block.first + len(block.lengths))
                 pieces = zip(k.split(block.lengths), v.split(block.lengths), strict=True)
                 spans.update(zip(numbers, pieces, strict=True))
-            out.append(self._block(q, k, v, block, [spans[number] for number in block.prefix]))
+            prefix = [spans[number] for number in block.prefix]
+            out.append(self._block(q, k, v, block, prefix, packed.masks.get(block.mask_shape)))
         return torch.cat(out).flatten(1)
 
     def _block(
-        self, query: Tensor, key: Tensor, value: Tensor, block: Block, prefix: list[tuple[Tensor, Tensor]]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        block: Block,
+        prefix: list[tuple[Tensor, Tensor]],
+        mask: Tensor | None,
     ) -> Tensor:
         """[tokens of the block, heads, dim]; prefix: keys and values [tokens, groups, dim] of what it continues."""
-        width = max(block.lengths)
-        # Where a span is shorter, the tokens of the next one fill its row up: nothing of the span sees them.
-        rows = None if block.even else _padded_rows(block.lengths, query.device)
-        wide = [x if rows is None else x.index_select(0, rows) for x in (query, key, value)]
-        q, k, v = (x.unflatten(0, (-1, width)).transpose(1, 2) for x in wide)
-        mask = None
+        wide = [x if block.rows is None else x.index_select(0, block.rows) for x in (query, key, value)]
+        q, k, v = (x.unflatten(0, (len(block.lengths), -1)).transpose(1, 2) for x in wide)
         if prefix:
             before = (torch.cat(pieces).transpose(0, 1) for pieces in zip(*prefix, strict=True))
             k, v = (
                 torch.cat([x.expand(len(own), -1, -1, -1), own], dim=2) for x, own in zip(before, (k, v), strict=True)
             )
-            mask = _visible(width, block.prefix_length, query)
-        out = self._attend(q, k, v, mask).transpose(1, 2)
-        if rows is None:
+        out = self._attend(q, k, v, mask if prefix else None).transpose(1, 2)
+        if block.rows is None:
             return out.flatten(0, 1)
         return torch.cat([own[:length] for own, length in zip(out.unbind(0), block.lengths, strict=True)])
 
@@ -176,19 +178,6 @@ def _variable_length(query: Tensor, key: Tensor, value: Tensor, packed: PackedSe
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast(Tensor, out)  # a tensor where nothing else is asked for
-
-
-def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """[spans * longest] int64: of each span its own tokens and, up to the longest's length, those that follow."""
-    ends = torch.tensor(lengths).cumsum(0)
-    rows = (ends - torch.tensor(lengths)).unsqueeze(1) + torch.arange(max(lengths))
-    return rows.clamp_(max=int(ends[-1]) - 1).flatten().to(device)
-
-
-def _visible(width: int, before: int, like: Tensor) -> Tensor:
-    """[1, 1, width, before + width], to be added to the scores: 0 where a query may look, else -inf."""
-    hidden = torch.full((width, before + width), -torch.inf, dtype=like.dtype, device=like.device)
-    return hidden.triu_(before + 1)[None, None]
 
 
 def transformer_engine_attention() -> type[nn.Module]:

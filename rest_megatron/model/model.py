@@ -232,5 +232,5 @@ class Policy(nn.Module):
     def forward(self, index: int, *, packed_seq_params: PackedSequences, **kwargs: Any) -> Tensor:
         """Run chunk `index` on a pack: hidden states for the next stage, or for the head."""
         chunk = self.chunks[index]
-        packed = packed_seq_params.rotated_by(chunk.rotary_pos_emb.inv_freq, self.megatron.params_dtype)
+        packed = packed_seq_params.prepared(chunk.rotary_pos_emb.inv_freq, self.megatron.params_dtype)
         return chunk(packed_seq_params=packed, **kwargs)

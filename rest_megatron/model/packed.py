@@ -5,8 +5,8 @@ spans of several answers hang on the span of their one prompt. A token sees what
 the spans that this one continues: what a sequence of its own would have seen, at the same positions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -40,6 +40,9 @@ class Block(NamedTuple):
     prefix_length: int
     splits: bool
     """Whether other spans continue some of these."""
+    rows: Tensor | None
+    """[spans * longest] int64: of each span its own tokens and, up to the longest's length, those that follow it in the
+    block, which nothing of the span sees; None: all are equally long."""
 
     @property
     def size(self) -> int:
@@ -47,9 +50,9 @@ class Block(NamedTuple):
         return sum(self.lengths)
 
     @property
-    def even(self) -> bool:
-        """Whether no padding is needed."""
-        return min(self.lengths) == max(self.lengths)
+    def mask_shape(self) -> tuple[int, int]:
+        """(queries, keys before them) of the longest span."""
+        return max(self.lengths), self.prefix_length
 
 
 @dataclass
@@ -64,8 +67,10 @@ class PackedSequences(PackedSeqParams):
     """[keys] int64: the tokens that each span sees, span after span, `cu_seqlens_kv` the bounds; None: the pack's own
     in their order, for nothing is shared."""
     cos: Tensor | None = None
-    """[t, 1, dim / 2], of each token's rotary angles; None before `rotated_by`."""
+    """[t, 1, dim / 2], of each token's rotary angles; None before `prepared`."""
     sin: Tensor | None = None
+    masks: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Of each `Block.mask_shape` with keys before: [1, 1, queries, keys] to be added to the scores, 0 or -inf."""
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> "PackedSequences":
@@ -82,16 +87,32 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_q=max(span.length for span in spans),
             max_seqlen_kv=max(keys),
             spans=tuple(spans),
-            blocks=_blocks(spans, prefixes),
+            blocks=_blocks(spans, prefixes, device),
             positions=torch.cat([torch.arange(s.start, s.start + s.length) for s in spans]).to(device),
             key_index=_key_index(spans, prefixes).to(device) if shared else None,
         )
 
-    def rotated_by(self, inverse_frequencies: Tensor, dtype: torch.dtype) -> "PackedSequences":
-        """The same, with the rotary angles of its positions; inverse_frequencies [dim / 2] float32."""
+    def prepared(self, inverse_frequencies: Tensor, dtype: torch.dtype) -> "PackedSequences":
+        """The same with what all layers of a forward pass need; inverse_frequencies [dim / 2] float32."""
         assert self.positions is not None
         angles = (self.positions[:, None] * inverse_frequencies)[:, None]
-        return replace(self, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        if takes_one_call(angles.device, dtype):
+            return replace(self, cos=cos, sin=sin)
+        shapes = {block.mask_shape for block in self.blocks if block.prefix}
+        masks = {shape: _visible(*shape, cos) for shape in shapes}
+        return replace(self, cos=cos, sin=sin, masks=masks)
+
+
+def takes_one_call(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether all spans attend in one call of variable-length attention, without masks."""
+    return device.type == "cuda" and dtype != torch.float32
+
+
+def _visible(queries: int, before: int, like: Tensor) -> Tensor:
+    """Causal, the last query aligned with the last key."""
+    hidden = torch.full((queries, before + queries), -torch.inf, dtype=like.dtype, device=like.device)
+    return hidden.triu_(before + 1)[None, None]
 
 
 def _bounds(lengths: Sequence[int]) -> Tensor:
@@ -104,7 +125,7 @@ def _key_index(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> Te
     return torch.cat([rows[number] for own, prefix in enumerate(prefixes) for number in (*prefix, own)])
 
 
-def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> tuple[Block, ...]:
+def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Block, ...]:
     """Runs of neighbours with one parent; another block begins where padding would cost more than a call."""
     runs: list[list[int]] = []
     for number, span in enumerate(spans):
@@ -117,13 +138,19 @@ def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> tuple
         else:
             runs.append([number])
     parents = {span.parent for span in spans}
-    return tuple(
-        Block(
-            first=run[0],
-            lengths=tuple(spans[i].length for i in run),
-            prefix=prefixes[run[0]],
-            prefix_length=spans[run[0]].start,
-            splits=not parents.isdisjoint(run),
-        )
-        for run in runs
-    )
+    found = []
+    for run in runs:
+        own = tuple(spans[number].length for number in run)
+        splits = not parents.isdisjoint(run)
+        rows = _padded_rows(own, device)
+        found.append(Block(run[0], own, prefixes[run[0]], spans[run[0]].start, splits, rows))
+    return tuple(found)
+
+
+def _padded_rows(lengths: tuple[int, ...], device: torch.device) -> Tensor | None:
+    """`Block.rows`."""
+    if min(lengths) == max(lengths):
+        return None
+    first = _bounds(lengths)[:-1].long()
+    rows = first.unsqueeze(1) + torch.arange(max(lengths))
+    return rows.clamp_(max=sum(lengths) - 1).flatten().to(device)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from rest_megatron.actor import actor as actor_module
-from rest_megatron.actor import gradients, zero
+from rest_megatron.actor import gradients, losses, zero
 from rest_megatron.distributed.launch import Launch
 from rest_megatron.model import model
 from rest_megatron.types import PolicyStreams
@@ -26,7 +26,7 @@ SUMMED = gradients.needs_tensor_parallel_sum
 TRANSFORMER_CONFIG = model.transformer_config
 ENGINE_CONFIG = actor_module.engine_config
 LOAD_WEIGHTS = actor_module.load_weights
-FOR_SCHEDULE = actor_module.Actor._for_schedule
+FOR_SCHEDULE = losses.Losses._for_schedule
 
 
 class _NoEmbeddingSum:
@@ -78,7 +78,7 @@ def _only(*kinds: str):
 def _unscaled(self, loss, *rest):
     """What goes to the schedule, without the factor."""
     scaled, count, kept = FOR_SCHEDULE(self, loss, *rest)
-    return scaled / self.parallel.dp_size, count, kept
+    return scaled / self.dp_size, count, kept
 
 
 GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
@@ -107,7 +107,7 @@ GUARDS: dict[str, Callable[[], AbstractContextManager]] = {
     "the schedule does not divide the loss": _with_fields(calculate_per_token_loss=False),
     "the loss is scaled by the data-parallel size": partial(
         mock.patch.object,
-        actor_module.Actor,
+        losses.Losses,
         "_for_schedule",
         _unscaled,
     ),

@@ -79,7 +79,7 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(name):
     spans = PACKS[name]
     *tensors, upstream = inputs(spans)
     attention = CoreAttention(CONFIG, 1, None, "self")
-    packed = PackedSequences.of(spans, CPU).rotated_by(inverse_frequencies(), torch.float32)
+    packed = PackedSequences.of(spans, CPU).prepared(inverse_frequencies(), torch.float32)
     ours = with_gradients(
         lambda q, k, v: attention(q, k, v, packed_seq_params=packed), [x.clone() for x in tensors], upstream
     )

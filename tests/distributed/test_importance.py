@@ -275,7 +275,7 @@ def test_profile_measures_corrected_gradients(pool, tmp_path):
 
 @pytest.mark.parametrize("world_size, layout", [(1, []), (4, CUT)], ids=["one", "tp2-pp2"])
 def test_what_the_sampler_draws_needs_no_correction(pool, tmp_path, world_size, layout):
-    settings = ["algorithm.importance_cap=2", "algorithm.importance_mask=2", *layout]
+    settings = ["algorithm.importance_cap=2", "algorithm.importance_mask=2", "rollout.max_new_tokens=24", *layout]
     run_dir = run(pool, tmp_path / "run", world_size, overrides=settings, engine=Sampler)
     for step, row in enumerate(read_metrics(run_dir), start=1):
         assert row["mismatch/mean"] <= row["mismatch/max"] < 1e-4 and row["mismatch/k3"] < 1e-8

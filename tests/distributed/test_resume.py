@@ -83,7 +83,7 @@ def test_wherever_it_is_stopped_the_run_ends_alike(pool, tmp_path):
     looks = pool.run(ran, 1, "train", arguments(tmp_path, "straight", *words), None)[0]
     expected = outcome(tmp_path / "straight", 2)
     assert looks > 20
-    for stop in range(1, looks, max(1, looks // 8)):
+    for stop in range(1, looks, max(1, looks // 5)):
         broken = arguments(tmp_path, f"broken-{stop}", *words)
         assert until_done(pool, 1, broken, None, (stop,)) == 1
         same(outcome(tmp_path / f"broken-{stop}", 2), expected)

@@ -76,6 +76,12 @@ class Answers:
         """What the policy loss reads besides tokens."""
         return PolicyStreams(self.old_log_probs, self.advantages, self.loss_weights)
 
+    @property
+    def learning(self) -> Tensor:
+        """bool, of each token: whether its answer has an advantage, and so a gradient."""
+        parts = self.advantages.split([t.num_targets for t in self.trajectories])
+        return torch.cat([(part != 0).any().expand(len(part)) for part in parts])
+
     def to(self, device: torch.device) -> "Answers":
         """The same with its values on a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in PolicyStreams._fields[:3]})
@@ -96,7 +102,8 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: b
     """Prompts of 3-12 and responses of 1-20 tokens; old log-probs near a uniform policy's.
 
     masked: the second third of each response is no target, and the second trajectory has none at all. shared: they are
-    groups with a prompt each; in a group of three or more one answer begins as another does, and two are equal.
+    groups with a prompt each; in a group of three or more one answer begins as another does, and two are equal. The
+    answers of the second group have advantage 0.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -112,11 +119,18 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: b
     if masked:
         trajectories = [t._replace(response_mask=_middle(len(t.response_ids))) for t in trajectories]
         trajectories[1] = trajectories[1]._replace(response_mask=[False] * len(trajectories[1].response_ids))
-    tokens = sum(t.num_targets for t in trajectories)
+    lengths = [t.num_targets for t in trajectories]
+    tokens = sum(lengths)
+    old_log_probs, advantages = (
+        -6.2 + 0.8 * torch.randn(tokens, generator=generator),
+        torch.randn(tokens, generator=generator),
+    )
+    if shared:
+        advantages[sum(lengths[:5]) : sum(lengths[:10])] = 0
     return Answers(
         trajectories,
-        old_log_probs=-6.2 + 0.8 * torch.randn(tokens, generator=generator),
-        advantages=torch.randn(tokens, generator=generator),
+        old_log_probs=old_log_probs,
+        advantages=advantages,
         loss_weights=torch.rand(tokens, generator=generator) / tokens,
     )
 

@@ -34,7 +34,8 @@ def torch_loop(
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=betas, eps=1e-6)
-    metrics = []
+    metrics: list[dict] = []
+    read = answers.learning  # the actor runs these alone
     for learning_rate in learning_rates:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -49,9 +50,10 @@ def torch_loop(
                 "actor/loss": float(loss),
                 "actor/grad_norm": float(norm),
                 "actor/lr": learning_rate,
-                "actor/ratio": float(delta.exp().mean()),
-                "actor/entropy": float(entropy.mean()),
-                "actor/approx_kl": float((torch.expm1(delta) - delta).mean()),
+                "actor/ratio": float(delta.exp()[read].mean()),
+                "actor/entropy": float(entropy[read].mean()),
+                "actor/approx_kl": float((torch.expm1(delta) - delta)[read].mean()),
+                "actor/left_out": float((~read).double().mean()),
                 **clip_fractions(delta.exp(), answers.advantages),
             }
         )

@@ -139,7 +139,8 @@ def _group(alone: list[Trajectory]) -> list[Trajectory]:
     group = [t._replace(prompt_ids=alone[0].prompt_ids) for t in alone]
     if len(group) > 2:
         longest = max(group, key=lambda t: t.length).response_ids
-        group[0] = group[0]._replace(response_ids=[*longest[: len(longest) // 2], *group[0].response_ids])
+        response = [*longest[: len(longest) // 2], *group[0].response_ids]
+        group[0] = group[0]._replace(response_ids=response[: len(longest)])
         group[-1] = group[1]
     return group
 

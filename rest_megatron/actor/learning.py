@@ -33,11 +33,11 @@ def learning(trajectories: Sequence[Trajectory], streams: PolicyStreams, regular
     """
     weighted = streams.loss_weights != 0
     teaches = weighted if regularised else weighted & (streams.advantages != 0)
-    lengths = torch.tensor([t.num_targets for t in trajectories], device=weighted.device)
+    lengths = torch.tensor([t.num_targets for t in trajectories], dtype=torch.int64, device=weighted.device)
     answer = torch.arange(len(trajectories), device=weighted.device).repeat_interleave(lengths)
     kept = torch.zeros(len(trajectories), dtype=torch.bool, device=weighted.device)
     kept[answer[teaches]] = True
-    read = kept[answer] if len(trajectories) else torch.zeros_like(weighted)
+    read = kept[answer]
     places, others = (where.nonzero().squeeze(1) for where in (read, ~read))
     pairs = list(zip(trajectories, kept.tolist(), strict=True))
     return Learning(

@@ -6,17 +6,21 @@ Each case runs in a fresh process, because the CPU tests teach this one's Megatr
 import json
 import math
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rest_megatron.config.schema import RolloutConfig
+from rest_megatron.model.attention import CoreAttention
+from rest_megatron.model.packed import PackedSequences
 from rest_megatron.rollout.engine import number_requests
 from tests.distributed.cases import Layout, gradients_and_updates, sampled
 from tests.distributed.method_cases import measured, updated, weighed
 from tests.distributed.pool import WorkerPool
 from tests.system.runs import ROOT, run
 from tests.tiny import make_answers, oracle, relative_error
+from tests.unit.model.packs import PACKS, alone, inputs, inverse_frequencies, with_gradients
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS == 0, reason="no CUDA device on this machine")]
@@ -36,7 +40,7 @@ def cuda_pool():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_bf16_is_no_worse_than_hugging_faces_own_bf16(cuda_pool, tiny_model, layout, tied):
-    model, answers = tiny_model(tied=tied), make_answers()
+    model, answers = tiny_model(tied=tied), make_answers(shared=True)
     exact, peer = oracle(model, answers), oracle(model, answers, torch.bfloat16)
     results = cuda_pool.run(gradients_and_updates, layout.world_size, model, layout, answers, "bfloat16", 2)
     gradients = {name: value for result in results for name, value in result["gradients"].items()}
@@ -47,6 +51,25 @@ def test_bf16_is_no_worse_than_hugging_faces_own_bf16(cuda_pool, tiny_model, lay
     assert abs(results[0]["grad_norm"] - exact.grad_norm) <= 0.02 * exact.grad_norm
     assert max(result["replicas"] for result in results) == 0.0
     assert all(torch.isfinite(torch.tensor(list(m.values()))).all() for m in results[0]["metrics"])
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_a_packs_tokens_see_their_own_sequences_alone(name):
+    """One variable-length call: the last query of a span is aligned with the last of the keys gathered for it."""
+    spans = PACKS[name]
+    *tensors, upstream = (x.cuda().bfloat16() for x in inputs(spans))
+    frequencies = inverse_frequencies().cuda()
+    packed = PackedSequences.of(spans, torch.device("cuda")).prepared(frequencies, torch.bfloat16)
+    attention = CoreAttention(SimpleNamespace(attention_dropout=0.0), 1, None, "self")
+    ours = with_gradients(
+        lambda q, k, v: attention(q, k, v, packed_seq_params=packed), [x.clone() for x in tensors], upstream
+    )
+    exact = with_gradients(
+        lambda q, k, v: alone(spans, q, k, v), [x.cpu().double() for x in tensors], upstream.cpu().double()
+    )
+    for what, a, b in zip(("output", "query", "key", "value"), ours, exact, strict=True):
+        # A few roundings to bfloat16; a query one key off would be wrong by the size of the values.
+        assert (a.cpu().double() - b).norm() <= 2**-6 * b.norm(), what
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -49,6 +49,19 @@ JUDGE = ("reward.judge_url=http://host/v1", "reward.judge_model=m", "reward.judg
         (("algorithm.ratio=sequence", "algorithm.kl_coef=0.1"), "algorithm.ratio=sequence", "algorithm.ratio=token"),
         (("algorithm.ratio=sequence", "algorithm.entropy_coef=0.1"), "algorithm.ratio=sequence", "Leave it out"),
         (("algorithm.ratio=sequence", "algorithm.clip_ratio_dual=3"), "algorithm.ratio=sequence", "Leave it out"),
+        *(
+            (("algorithm.old_log_probs=update", *others), rule, "recompute")
+            for others, rule in (
+                (("train.epochs=2",), "make 2 of its"),
+                (
+                    ("train.mini_batch_size=64", "rollout.prompts_per_step=16", "rollout.group_size=8"),
+                    "make 2 of its 128",
+                ),
+                (("method.preset=grpo", "weights.rule=rsi_s"), "as rule rsi_s does"),
+                (("weights.freeze_after=0",), "base weights that stand still"),
+                (("weights.scope=response",), "base weights that stand still"),
+            )
+        ),
     ],
 )
 def test_a_contradiction_is_refused_with_the_rule_and_a_fix(overrides, rule, fix):

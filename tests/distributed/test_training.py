@@ -55,6 +55,19 @@ def test_a_method_trains_alike_on_three_data_parallel_ranks(pool, tmp_path, name
     assert one == [1.0] * 3 and all(1 < value <= 3 for value in cut)
 
 
+@pytest.mark.parametrize("world_size, cut", [(1, []), (4, CUT)], ids=["one", "cut"])
+def test_a_run_whose_updates_give_the_old_log_probs_trains_as_one_that_computes_them_before(
+    pool, tmp_path, world_size, cut
+):
+    settings = ["train.gradient_variance_interval=0", "weights.freeze_after=1", "train.steps=3"]
+    alone = read_metrics(run(pool, tmp_path / "before", 1, overrides=settings))
+    own = ["algorithm.old_log_probs=update", *cut]
+    rows = read_metrics(run(pool, tmp_path / "own", world_size, overrides=[*settings, *own]))
+    same(rows, alone)
+    # Until the base weights stand still there is a pass for them.
+    assert all(row["actor/ratio"] == 1.0 for row in rows[1:])
+
+
 @pytest.mark.parametrize("mode", ["mask", "refill"])
 def test_a_step_in_which_no_group_teaches_anything_changes_nothing_and_the_run_goes_on(pool, tmp_path, mode):
     (tmp_path / "flat.py").write_text("def reward(response, ground_truth, *, progress, step):\n    return 1.0\n")

@@ -18,6 +18,7 @@ from rest_megatron.actor.learning import learning
 from rest_megatron.actor.losses import Losses
 from rest_megatron.actor.microbatch import MicroBatch, micro_batches, tokens_to_run
 from rest_megatron.actor.packing import pack_sequences
+from rest_megatron.actor.prefixes import Node
 from rest_megatron.actor.sums import POLICY_SUMS, SUPERVISED_SUMS, global_metrics
 from rest_megatron.actor.zero import ZeroEngine
 from rest_megatron.config.deepspeed import engine_config
@@ -220,14 +221,21 @@ class Actor:
         except _LeftSchedule:
             parallel.stop_together()
 
+    def tokens_computed(self, trajectories: Sequence[Trajectory]) -> int:
+        """Of one forward pass of this data-parallel rank, without padding: what trajectories share counts once."""
+        return sum(root.tokens for bin in self._pack([tokens_to_run(t) for t in trajectories]) for root in bin)
+
+    def _pack(self, sequences: Sequence[list[int]]) -> list[list[Node]]:
+        train = self.config.train
+        return pack_sequences(sequences, train.max_tokens_per_micro_batch, train.shared_prefixes, self.parallel.pp_size)
+
     def _compute(self, compute: Callable[..., Any], batch: MicroBatch, output: Tensor, **how: Any) -> Any:
         return compute(batch, self.head.rows(output, batch.rows), **how)
 
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""
         sequences = [tokens_to_run(t) for t in trajectories]
-        capacity, pp_size = self.config.train.max_tokens_per_micro_batch, self.parallel.pp_size
-        bins = pack_sequences(sequences, capacity, self.config.train.shared_prefixes, pp_size)
+        bins = self._pack(sequences)
         count = torch.tensor(max(1, len(bins)), device=self.parallel.device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=self.parallel.dp_group)
         # The interleaved schedule takes whole rounds of one micro-batch per pipeline rank.

@@ -8,7 +8,7 @@ BATCHES_PER_STAGE = 4
 """Micro-batches that a pipeline of p stages wants for each: of m, its stages spend (p - 1) / (m + p - 1) waiting."""
 
 
-def pack_sequences(sequences: Sequence[Sequence[int]], capacity: int, shared: bool, pp_size: int) -> list[list[Node]]:
+def pack_sequences(sequences: Sequence[list[int]], capacity: int, shared: bool, pp_size: int) -> list[list[Node]]:
     """What each micro-batch of at most `capacity` tokens holds; shared: whether a common beginning is run once.
 
     The members of its nodes are numbers of sequences; empty ones are nowhere. Raises ValueError for a sequence that is

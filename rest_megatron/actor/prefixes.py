@@ -4,6 +4,7 @@ A causal model computes the same at a token for all sequences that begin alike u
 their prompt; equal answers are one; dialogues may share turns, and all prompts what the chat template puts first.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -40,11 +41,11 @@ class Node:
             yield from child.sequences()
 
 
-def shared_prefixes(sequences: Sequence[Sequence[int]]) -> list[Node]:
+def shared_prefixes(sequences: Sequence[list[int]]) -> list[Node]:
     """The roots of a trie that holds each sequence but the empty ones."""
-    order = sorted(range(len(sequences)), key=lambda number: list(sequences[number]))
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
     path = [Node(0, -1)]  # from a root of nothing to where the last sequence ends
-    last: Sequence[int] = ()
+    last: list[int] = []
     for number in order:
         own = sequences[number]
         _close(path, _common(last, own))
@@ -61,10 +62,10 @@ def unshared(sequences: Sequence[Sequence[int]]) -> list[Node]:
     return [Node(len(own), number, [number]) for number, own in enumerate(sequences) if own]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def _common(a: list[int], b: list[int]) -> int:
     """How many tokens two sequences begin with alike."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    lengths = range(1, min(len(a), len(b)) + 1)
+    return bisect_left(lengths, True, key=lambda length: a[:length] != b[:length])
 
 
 def _close(path: list[Node], end: int) -> None:

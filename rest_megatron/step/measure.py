@@ -33,10 +33,22 @@ def measure(
     batch: this rank's share of the answers; old: their statistics before the updates; done: the step's updates.
     """
     group, algorithm = session.parallel.dp_group, session.config.algorithm
-    metrics = {"load/imbalance": batch.imbalance} | weights.metrics()
+    metrics = load_metrics(session, batch) | weights.metrics()
     metrics |= mismatch_metrics(experience, batch, old.log_probs, algorithm, group)
     metrics |= length_bias_metrics(session, experience, batch, done.loss_weights)
     return metrics | done.metrics | region_update_metrics(session, batch, old.log_probs, weights, done.log_probs)
+
+
+def load_metrics(session: Session, batch: Batch) -> dict[str, float]:
+    """Tokens of the answers trained on with their prompts, those that one pass over them computes, and their deal.
+
+    Collective.
+    """
+    asked = sum(trajectory.length for trajectory in batch.trajectories)
+    totals = torch.tensor([asked, session.actor.tokens_computed(batch.trajectories)], device=session.parallel.device)
+    dist.all_reduce(totals, group=session.parallel.dp_group)
+    tokens, computed = totals.tolist()
+    return {"load/imbalance": batch.imbalance, "load/tokens": tokens, "load/tokens_computed": computed}
 
 
 def length_bias_metrics(

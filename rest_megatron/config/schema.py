@@ -39,7 +39,8 @@ class ModelConfig:
     )
     attention: Literal["auto", "sdpa", "transformer_engine"] = key(
         "auto",
-        "Attention kernel; auto takes Transformer Engine on CUDA when it is installed.",
+        "Attention of packs: sdpa: PyTorch's own, in half precision on CUDA one call for all. auto: the same, but with "
+        "train.shared_prefixes=false Transformer Engine on CUDA when it is installed, which cannot share.",
     )
 
 
@@ -61,8 +62,8 @@ class KernelsConfig:
 
     level: Literal["logits", "hidden"] = key(
         "logits",
-        "What they start from: all logits of a micro-batch, or hidden states, so that a chunk of logits exists at once "
-        "and only for answer tokens.",
+        "What they start from: the logits of all targets of a micro-batch, or hidden states, so that a "
+        "chunk of these logits exists at once.",
     )
     chunk_size: int = key(4096, "Rows of logits that exist at once with level=hidden.", ge=1)
     backend: Literal["auto", "triton", "torch"] = key("auto", "auto takes Triton on CUDA and chunked torch elsewhere.")

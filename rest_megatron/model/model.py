@@ -147,12 +147,12 @@ def choose_attention(name: str, dtype: torch.dtype, device: torch.device, shared
     return transformer_engine_attention()
 
 
-def _require_no_dropout(megatron: TransformerConfig) -> None:
+def require_no_dropout(attention_dropout: float) -> None:
     """Raises ConfigError where answers that share a prompt would share what dropout draws for it."""
-    if megatron.attention_dropout > 0:
+    if attention_dropout > 0:
         raise ConfigError(
-            f"attention_dropout is {megatron.attention_dropout}: the answers of a group would share what is drawn for "
-            "their prompt. Set train.shared_prefixes=false, or megatron.attention_dropout=0"
+            f"attention_dropout is {attention_dropout}: the answers of a group would share what is drawn for their "
+            "prompt. Set train.shared_prefixes=false, or megatron.attention_dropout=0"
         )
 
 
@@ -205,7 +205,7 @@ class Policy(nn.Module):
         self.megatron = transformer_config(hf, config, parallel)
         shared = config.train.shared_prefixes
         if shared:
-            _require_no_dropout(self.megatron)
+            require_no_dropout(self.megatron.attention_dropout)
         attention = choose_attention(config.model.attention, self.megatron.params_dtype, parallel.device, shared)
         stages = range(parallel.num_chunks) if parallel.num_chunks > 1 else [None]
         chunks = nn.ModuleList(self._chunk(attention, vp_stage) for vp_stage in stages)

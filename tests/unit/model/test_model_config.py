@@ -6,7 +6,15 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rest_megatron.errors import ConfigError
-from rest_megatron.model.model import check_supported, head_dim, inverse_frequencies, rope_type
+from rest_megatron.model.attention import CoreAttention
+from rest_megatron.model.model import (
+    check_supported,
+    choose_attention,
+    head_dim,
+    inverse_frequencies,
+    require_no_dropout,
+    rope_type,
+)
 from tests.tiny import LLAMA3_ROPE, SIZES
 
 ROPES = {
@@ -81,3 +89,19 @@ def test_inverse_frequencies_are_hugging_faces(kind):
 )
 def test_head_dim_is_the_configs_own_or_hidden_size_over_heads(config, dim):
     assert head_dim(config) == dim
+
+
+@pytest.mark.parametrize("name", ["auto", "sdpa"])
+def test_packs_that_share_are_computed_by_our_own_attention(name):
+    assert choose_attention(name, torch.bfloat16, torch.device("cuda"), shared=True) is CoreAttention
+
+
+def test_transformer_engine_is_refused_where_packs_share():
+    with pytest.raises(ConfigError, match="train.shared_prefixes=false"):
+        choose_attention("transformer_engine", torch.bfloat16, torch.device("cuda"), shared=True)
+
+
+def test_dropout_is_refused_where_packs_share():
+    require_no_dropout(0.0)
+    with pytest.raises(ConfigError, match="attention_dropout is 0.1.*train.shared_prefixes=false"):
+        require_no_dropout(0.1)

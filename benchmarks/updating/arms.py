@@ -10,6 +10,8 @@ class Arm:
 
     who: whose code. level, shared: our `kernels.level` and `train.shared_prefixes`. one_pass: without a pass for the
     log-probs before the update, whose own forward gives them. zeros: a quarter of the groups has advantage 0.
+    scored_rows: TRL's head multiplies sampled positions alone, as it does where there is Triton, not all positions, as
+    it does elsewhere.
     """
 
     name: str
@@ -18,6 +20,7 @@ class Arm:
     shared: bool = True
     one_pass: bool = False
     zeros: bool = False
+    scored_rows: bool = False
 
     @property
     def plain(self) -> str | None:
@@ -33,5 +36,6 @@ ARMS = (
     *(Arm(f"ours, {level}, one pass", "ours", level, one_pass=True) for level in ("logits", "hidden")),
     *(Arm(f"ours, {level}, a quarter without advantage", "ours", level, zeros=True) for level in ("logits", "hidden")),
     Arm("trl", "trl"),
-    Arm("trl, one pass", "trl", one_pass=True),
+    Arm("trl, scored rows", "trl", scored_rows=True),
+    Arm("trl, scored rows, one pass", "trl", scored_rows=True, one_pass=True),
 )

@@ -15,7 +15,9 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import utils
 
+from .arms import Arm
 from .contestant import BETAS, CLIP_GRAD, CLIP_RATIO, LEARNING_RATE, WEIGHT_DECAY, Done
 from .shapes import Step
 
@@ -23,7 +25,9 @@ from .shapes import Step
 class Trl:
     """GRPOTrainer with loss_type "dapo", a sum over tokens, whose normaliser is 1 here: the weights hold it."""
 
-    def __init__(self, model: Path, step: Step, at_once: int) -> None:
+    def __init__(self, arm: Arm, model: Path, step: Step, at_once: int) -> None:
+        if arm.scored_rows:
+            utils._use_triton = lambda device: True  # which positions the head takes; the kernels ask for themselves
         self.trainer = _trainer(model, step, at_once)
         self.trainer.model.train()
         self.trainer.create_optimizer()

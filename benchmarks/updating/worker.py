@@ -31,7 +31,7 @@ def importing(arm: Arm) -> Callable[[Path, Step, int], Contestant]:
     if arm.who == "trl":
         from .trl_trainer import Trl
 
-        return Trl
+        return lambda *step: Trl(arm, *step)
     from .ours import Ours
 
     return lambda model, step, at_once: Ours(arm, model, step, at_once * max(step.lengths))

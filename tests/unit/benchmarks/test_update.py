@@ -32,7 +32,8 @@ def test_the_command_compares_the_same_step_and_writes_json_and_a_picture(tmp_pa
     (case,) = report["cases"]
     theirs, ours = case["rows"]
     assert theirs["gradient_error"] == 0 and ours["gradient_error"] < 1e-5
-    assert ours["tokens"] == 2 * case["asked"]["tokens"] == 2 * asked_tokens(make_step(get_shape("tiny", 1), False))
+    asked = asked_tokens(make_step(get_shape("tiny", 1), False))
+    assert case["asked"]["tokens"] == asked and theirs["tokens"] >= 2 * asked >= ours["tokens"] > asked
     (ratio,) = ours["ratios"]["hf"]
     seconds = [sum(row["seconds"][part]["cpu"] for part in ("log_probs", "update")) for row in (theirs, ours)]
     assert ratio == pytest.approx(seconds[0] / seconds[1]) and f"{ratio:.2f}" in done.stdout

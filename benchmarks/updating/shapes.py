@@ -58,8 +58,12 @@ class Shape:
     lengths: Path | None = None
 
     def model_fields(self) -> dict[str, Any]:
-        """Of a Qwen3Config; None stands for the quickstart's."""
-        return dict(self.model or json.loads(QUICKSTART_MODEL.read_text()))
+        """Of a Qwen3Config; None stands for the quickstart's.
+
+        Without its padding token: Hugging Face gives that one an embedding of 0, of which random tokens would make use.
+        """
+        fields = dict(self.model or json.loads(QUICKSTART_MODEL.read_text()))
+        return fields | {"pad_token_id": None}
 
 
 SHAPES = {

@@ -103,7 +103,7 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: b
 
     masked: the second third of each response is no target, and the second trajectory has none at all. shared: they are
     groups with a prompt each; in a group of three or more one answer begins as another does, and two are equal. The
-    answers of the second group have advantage 0.
+    last answer has advantage 0.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -126,7 +126,7 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: b
         torch.randn(tokens, generator=generator),
     )
     if shared:
-        advantages[sum(lengths[:5]) : sum(lengths[:10])] = 0
+        advantages[-lengths[-1] :] = 0
     return Answers(
         trajectories,
         old_log_probs=old_log_probs,

@@ -50,6 +50,7 @@ class Layout:
     max_tokens: int = 64
     device: str = "cpu"
     level: str = "logits"
+    shared: bool = True
 
     @property
     def world_size(self) -> int:
@@ -59,6 +60,7 @@ class Layout:
         name = f"tp{self.tp}-pp{self.pp}-dp{self.dp}" + ("-sp" if self.sp else "")
         name += f"-vpp{self.vpp}" if self.vpp else ""
         name += "-hidden" if self.level == "hidden" else ""
+        name += "" if self.shared else "-plain"
         return "-".join([name, *map(str, self.megatron.values()), *self.deepspeed]) + f"-{self.max_tokens}"
 
 
@@ -88,7 +90,7 @@ def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) ->
         algorithm=AlgorithmConfig(clip_ratio_low=0.2, clip_ratio_high=0.2),
         # Adam divides by |gradient| + eps: a larger eps keeps the rounding of near-zero gradients out of the weights.
         optim=OptimConfig(**{"lr": 1e-3, "eps": 1e-6, "clip_grad": 1.0, "weight_decay": 0.1, **optim}),
-        train=TrainConfig(max_tokens_per_micro_batch=layout.max_tokens),
+        train=TrainConfig(max_tokens_per_micro_batch=layout.max_tokens, shared_prefixes=layout.shared),
     )
 
 

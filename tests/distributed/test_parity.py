@@ -25,6 +25,7 @@ CUTS = [
 OPTIONS = [
     Layout(max_tokens=32),
     Layout(max_tokens=2000),
+    Layout(max_tokens=2000, shared=False),
     Layout(tp=2, pp=2, sp=True, max_tokens=32),
     Layout(pp=2, dp=2, max_tokens=2000),
     Layout(pp=2, vpp=2, max_tokens=2000),

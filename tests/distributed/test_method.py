@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed import noise
 from tests.distributed.cases import Layout, in_order
-from tests.distributed.method_cases import TEXTS, updated
+from tests.distributed.method_cases import TEXTS, updated, weighed
 from tests.tiny import load, policy_loss, relative_error, response_logits
 
 LAYOUTS = [

@@ -126,6 +126,7 @@ def make_answers(count: int = 16, seed: int = 1, masked: bool = False, shared: b
         torch.randn(tokens, generator=generator),
     )
     if shared:
+        advantages *= 2  # so that the first gradient is clipped
         advantages[-lengths[-1] :] = 0
     return Answers(
         trajectories,

@@ -109,7 +109,8 @@ class Actor:
     ) -> tuple[dict[str, float], TokenStats]:
         """One optimizer step by the weights that drew the answers, and the statistics of all their tokens before it.
 
-        As `log_probs` and then `update` with them, in one forward pass less. streams: of `on_policy_loss`.
+        As `log_probs` and then `update` with them, in one forward pass less. streams: of `on_policy_loss`; left out is
+        what has no gradient before its importance correction.
         """
         part = learning(trajectories, streams, self.regularised)
         stats = torch.zeros(len(TokenStats._fields), len(streams.advantages), device=self.parallel.device)
@@ -223,19 +224,21 @@ class Actor:
 
     def tokens_computed(self, trajectories: Sequence[Trajectory]) -> int:
         """Of one forward pass of this data-parallel rank, without padding: what trajectories share counts once."""
-        return sum(root.tokens for bin in self._pack([tokens_to_run(t) for t in trajectories]) for root in bin)
+        return sum(root.tokens for bin in self._pack(trajectories)[1] for root in bin)
 
-    def _pack(self, sequences: Sequence[list[int]]) -> list[list[Node]]:
-        train = self.config.train
-        return pack_sequences(sequences, train.max_tokens_per_micro_batch, train.shared_prefixes, self.parallel.pp_size)
+    def _pack(self, trajectories: Sequence[Trajectory]) -> tuple[list[list[int]], list[list[Node]]]:
+        """`tokens_to_run` of each, and what each micro-batch holds of them."""
+        sequences, train = [tokens_to_run(t) for t in trajectories], self.config.train
+        targets = [t.num_targets for t in trajectories]
+        size, pp_size = train.max_tokens_per_micro_batch, self.parallel.pp_size
+        return sequences, pack_sequences(sequences, targets, size, train.shared_prefixes, pp_size)
 
     def _compute(self, compute: Callable[..., Any], batch: MicroBatch, output: Tensor, **how: Any) -> Any:
         return compute(batch, self.head.rows(output, batch.rows), **how)
 
     def _micro_batches(self, trajectories: Sequence[Trajectory]) -> list[MicroBatch]:
         """As many micro-batches as the fullest data-parallel rank needs; dummies fill up the others."""
-        sequences = [tokens_to_run(t) for t in trajectories]
-        bins = self._pack(sequences)
+        sequences, bins = self._pack(trajectories)
         count = torch.tensor(max(1, len(bins)), device=self.parallel.device)
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=self.parallel.dp_group)
         # The interleaved schedule takes whole rounds of one micro-batch per pipeline rank.

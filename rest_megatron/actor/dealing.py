@@ -47,19 +47,24 @@ class CostModel:
     """One target's logits."""
     pair: float
     """Attention of one query to one key, in all layers."""
-    update: int
-    """Passes of a step's updates, a backward pass being two."""
+    learner: int
+    """Passes of a step over an answer that is learned from, a backward pass being two."""
+    other: int = 1
+    """Over another."""
 
     @classmethod
     def of(cls, hf: PreTrainedConfig, config: Config) -> Self:
         """From the numbers of parameters: a token's pass takes two operations for each, full recompute adds a pass."""
         shapes = expected_tensors(hf).items()
         layers = sum(math.prod(shape) for name, shape in shapes if name.startswith("model.layers."))
-        passes = 4 if config.megatron.get("recompute_granularity") == "full" else 3
+        update = 4 if config.megatron.get("recompute_granularity") == "full" else 3
+        before = 1 + (config.algorithm.kl_coef > 0)
+        saved = config.algorithm.old_log_probs == "update"
         return cls(
             row=hf.vocab_size * hf.hidden_size / layers,
             pair=2 * hf.num_hidden_layers * hf.num_attention_heads * head_dim(hf) / layers,
-            update=passes * config.train.epochs,
+            learner=before - saved + update * config.train.epochs,
+            other=before,
         )
 
     def prompt(self, tokens: int) -> int:
@@ -74,7 +79,7 @@ class CostModel:
 
     def passes(self, learns: bool) -> int:
         """How often a step computes an answer, or a prompt of which some answer learns."""
-        return 1 + self.update * learns
+        return self.learner if learns else self.other
 
     def rank(self, works: Sequence[Work]) -> int:
         """Of all these answers on one rank."""
@@ -186,4 +191,4 @@ class _Table:
 
     def _prompt(self, group: int, is_there: np.ndarray, learning: np.ndarray) -> np.ndarray:
         """All passes over a group's prompt where some answers are there, so many of them learning."""
-        return self._prompts[group] * is_there * (1 + self._cost.update * (learning > 0))
+        return self._prompts[group] * is_there * np.where(learning > 0, self._cost.learner, self._cost.other)

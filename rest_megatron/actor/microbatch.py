@@ -122,7 +122,7 @@ def _spans(
     while waiting:
         siblings, start, parent = waiting.popleft()
         for node in sorted(siblings, key=lambda node: (node.end, node.example)):
-            members += [(member, len(spans)) for member in node.members]
+            members += [(member.number, len(spans)) for member in node.members]
             if node.children:
                 waiting.append((node.children, node.end, len(spans)))
             tokens += sequences[node.example][start : node.end]

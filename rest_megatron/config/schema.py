@@ -156,11 +156,16 @@ class TrainConfig:
         ge=1,
     )
     epochs: int = key(1, "Passes over each step's answers.", ge=1)
-    max_tokens_per_micro_batch: int = key(8192, "Tokens packed into one micro-batch of one rank.", ge=1)
+    max_tokens_per_micro_batch: int = key(
+        8192,
+        "Tokens packed into one micro-batch of one rank, and targets predicted in it: what answers share counts once "
+        "among the tokens.",
+        ge=1,
+    )
     shared_prefixes: bool = key(
         True,
         "Run a beginning that sequences of a micro-batch share, such as the prompt of a group's answers, once; false: "
-        "each sequence by itself, which gives the same numbers more slowly.",
+        "each sequence by itself, which gives the same numbers but for rounding.",
     )
     eval_interval: int = key(0, "Steps between evaluations on data.eval; 0: before and after only.", ge=0)
     export_interval: int = key(0, "Steps between Hugging Face exports; 0: at the end only.", ge=0)

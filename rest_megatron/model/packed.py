@@ -60,7 +60,10 @@ class PackedSequences(PackedSeqParams):
     """Megatron's packing record, and what our own attention reads: no length has to be read back from the device."""
 
     spans: tuple[Span, ...] = ()
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    """Of each span: the numbers of all that it continues, from the one that begins the sequence."""
     blocks: tuple[Block, ...] = ()
+    """What attends together, where not all spans do; none before `prepared`."""
     positions: Tensor | None = None
     """[t] int64: of each token in its sequence."""
     key_index: Tensor | None = None
@@ -87,7 +90,7 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_q=max(span.length for span in spans),
             max_seqlen_kv=max(keys),
             spans=tuple(spans),
-            blocks=_blocks(spans, prefixes, device),
+            prefixes=tuple(prefixes),
             positions=torch.cat([torch.arange(s.start, s.start + s.length) for s in spans]).to(device),
             key_index=_key_index(spans, prefixes).to(device) if shared else None,
         )
@@ -99,9 +102,9 @@ class PackedSequences(PackedSeqParams):
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         if takes_one_call(angles.device, dtype):
             return replace(self, cos=cos, sin=sin)
-        shapes = {block.mask_shape for block in self.blocks if block.prefix}
-        masks = {shape: _visible(*shape, cos) for shape in shapes}
-        return replace(self, cos=cos, sin=sin, masks=masks)
+        blocks = _blocks(self.spans, self.prefixes, angles.device)
+        masks = {shape: _visible(*shape, cos) for shape in {block.mask_shape for block in blocks if block.prefix}}
+        return replace(self, cos=cos, sin=sin, blocks=blocks, masks=masks)
 
 
 def takes_one_call(device: torch.device, dtype: torch.dtype) -> bool:
@@ -128,15 +131,18 @@ def _key_index(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]]) -> Te
 def _blocks(spans: Sequence[Span], prefixes: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Block, ...]:
     """Runs of neighbours with one parent; another block begins where padding would cost more than a call."""
     runs: list[list[int]] = []
+    total = longest = 0
     for number, span in enumerate(spans):
         run = runs[-1] if runs else []
-        lengths = [spans[i].length for i in (*run, number)]
-        padding = len(lengths) * max(lengths) - sum(lengths)
-        cheap = padding * (span.start + max(lengths)) <= PADDED_PAIRS * len(run)
+        longest_with = max(longest, span.length)
+        padding = (len(run) + 1) * longest_with - total - span.length
+        cheap = padding * (span.start + longest_with) <= PADDED_PAIRS * len(run)
         if run and cheap and spans[run[0]].parent == span.parent:
             run.append(number)
+            total, longest = total + span.length, longest_with
         else:
             runs.append([number])
+            total = longest = span.length
     parents = {span.parent for span in spans}
     found = []
     for run in runs:

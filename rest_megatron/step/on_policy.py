@@ -33,7 +33,8 @@ def update_on_policy(
     """Statistics before the update, weights and update of the step after state.step; its one mini-batch. Collective.
 
     As `log_probs`, `token_weights` and `update`, but for rounding, and that a step is taken, without gradient, also
-    where the importance correction masks every answer. Raises NonFiniteError as they do.
+    where the importance correction masks every answer. Raises NonFiniteError as they do; what is not finite in an
+    answer without a gradient shows after the update.
     """
     tokens, weight_state = spread_step(session, experience, batch, None, state)
     bare = StepWeights(tokens, {}, weight_state, torch.ones_like(tokens))
@@ -42,8 +43,9 @@ def update_on_policy(
     own = normalised(session, batch, batch.mini_batches[0], streams, bare)
     metrics = []
     if own is None:
-        session.actor.skip(1)
         old = session.actor.log_probs(batch.trajectories)
+        # Not before: a run that is to stop does so in the pass, with the schedule as it was.
+        session.actor.skip(1)
     else:
         found, old = session.actor.update_on_policy(batch.trajectories, own)
         count_skipped(session, state, state.step + 1, found, batch.trajectories, own)

@@ -75,7 +75,7 @@ PLAIN_LAYOUTS = [
     Layout(pp=2, dp=2),
 ]
 
-TOKENS_ALONE = CostModel(row=0, pair=0, update=3)
+TOKENS_ALONE = CostModel(row=0, pair=0, learner=4)
 
 
 def make_config(model: Path, layout: Layout, dtype: str = "float32", **optim) -> Config:

@@ -79,7 +79,8 @@ def outcome(run_dir: Path, steps: int) -> dict:
         with safe_open(path, "pt") as file:
             tensors |= {f"{path.name}/{key}": file.get_tensor(key).flatten().tolist() for key in file.keys()}
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    rows = [json.loads(line) for line in (run_dir / "eval.jsonl").read_text().splitlines()]
+    evaluations = run_dir / "eval.jsonl"  # a supervised run has none
+    rows = [json.loads(line) for line in evaluations.read_text().splitlines()] if evaluations.exists() else []
     dumps = {path.name: path.read_text() for path in sorted(run_dir.glob("rollouts/*.jsonl"))}
     return {
         "tensors": tensors,

@@ -49,7 +49,7 @@ class Probe:
         if not prompts:
             raise ValueError("a vLLM engine needs at least one prompt to probe its weights with")
         self._actor = actor
-        # The prompts' rows never reach the vocabulary: where the server shares the GPU, little memory is free now.
+        # A chunk of logits at a time: where the server shares the GPU, little memory is free now.
         kernels = replace(config.kernels, level="hidden")
         self._head = Head(actor.policy, replace(config, kernels=kernels), actor.parallel)
         self._tolerance = config.rollout.probe_tolerance or TOLERANCES[config.model.dtype]

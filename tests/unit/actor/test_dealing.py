@@ -10,8 +10,8 @@ from rest_megatron.types import Trajectory
 from tests.tiny import SIZES
 
 COSTS = [[], [5], [7, 7, 7, 7], [31, 2, 2, 2, 2, 30, 1], [1, 2, 3, 4, 5, 6, 7, 8, 9], [16] * 5 + [3] * 11]
-TOKENS = CostModel(row=0, pair=0, update=3)
-QWEN3 = CostModel(row=0.22, pair=8.2e-5, update=3)
+TOKENS = CostModel(row=0, pair=0, learner=4)
+QWEN3 = CostModel(row=0.22, pair=8.2e-5, learner=4)
 
 
 def group(number: int, prompt: int, *responses: int, learns=True) -> list[Work]:
@@ -108,7 +108,7 @@ def test_an_answer_that_learns_counts_four_times():
 
 
 def test_the_cost_of_a_rank_has_each_prompt_once_and_each_answer_with_its_attention_to_it():
-    cost = CostModel(row=0.5, pair=0.02, update=3)
+    cost = CostModel(row=0.5, pair=0.02, learner=4)
     silent = Work((1,) * 20, 10, 4, learns=False)
     prompt, answer = 20 + 4, 10 + 2 + 5  # 0.02 of 20 x 20 / 2, and of 20 x 10 + 10 x 10 / 2
     assert cost.rank([silent]) == prompt + answer
@@ -128,16 +128,25 @@ def test_the_unit_of_cost_is_the_model_s_layers(hf):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf)
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    found = CostModel.of(hf, load((), ["train.epochs=2"]))
+    found = CostModel.of(hf, load(()))
     assert found.row == pytest.approx(model.lm_head.weight.numel() / layers)
     width = model.model.layers[0].self_attn.o_proj.in_features
     assert found.pair == pytest.approx(2 * hf.num_hidden_layers * width / layers)
-    assert found.update == 6
 
 
-def test_full_recompute_adds_a_pass_to_an_update():
-    config = load((), ["megatron={recompute_granularity: full, recompute_num_layers: 1}"])
-    assert CostModel.of(LlamaConfig(**SIZES), config).update == 4
+@pytest.mark.parametrize(
+    "overrides, learner, other",
+    [
+        ([], 4, 1),
+        (["train.epochs=2"], 7, 1),
+        (["megatron={recompute_granularity: full, recompute_num_layers: 1}"], 5, 1),
+        (["algorithm.kl_coef=0.1"], 5, 2),
+        (["algorithm.old_log_probs=update"], 3, 1),
+    ],
+)
+def test_passes_over_an_answer_are_those_of_the_step(overrides, learner, other):
+    found = CostModel.of(LlamaConfig(**SIZES), load((), overrides))
+    assert (found.learner, found.other) == (learner, other)
 
 
 def test_imbalance_is_the_fullest_rank_over_the_mean_mini_batch_by_mini_batch():

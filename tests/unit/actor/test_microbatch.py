@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from rest_megatron.actor.microbatch import micro_batches, tokens_to_run
-from rest_megatron.actor.packing import pack_roots
 from rest_megatron.actor.prefixes import shared_prefixes, unshared
 from rest_megatron.model.packed import Span
 from rest_megatron.types import Trajectory
@@ -18,7 +17,7 @@ def cut(trajectories, bins=None, multiple_of=1, same_length=False, shared=True):
     roots = []
     for bin in [range(len(trajectories))] if bins is None else bins:
         own = [sequences[i] if i in bin else [] for i in range(len(sequences))]
-        roots.append((shared_prefixes if shared else unshared)(own))
+        roots.append((shared_prefixes if shared else unshared)(own, [t.num_targets for t in trajectories]))
     return micro_batches(trajectories, sequences, roots, multiple_of=multiple_of, same_length=same_length, device=CPU)
 
 
@@ -116,11 +115,8 @@ def test_rows_predict_targets_alone_and_vectors_have_no_place_for_the_rest():
     assert batch.num_sequences == 2
 
 
-def test_the_capacity_holds_what_is_run():
-    sequences = [tokens_to_run(t) for t in MASKED]
-    assert [len(own) for own in sequences] == [7, 0, 2]
-    bins = pack_roots(shared_prefixes(sequences), 7, 1)
-    assert [[root.tokens for root in bin] for bin in bins] == [[7], [2]]
+def test_what_is_run_ends_before_the_last_target():
+    assert [len(tokens_to_run(t)) for t in MASKED] == [7, 0, 2]
 
 
 def test_a_mask_of_another_length_is_refused():

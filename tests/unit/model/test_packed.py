@@ -16,12 +16,16 @@ CPU = torch.device("cpu")
 CONFIG = SimpleNamespace(attention_dropout=0.0)
 
 
+def prepared(name):
+    return PackedSequences.of(PACKS[name], CPU).prepared(inverse_frequencies(), torch.float32)
+
+
 @pytest.mark.parametrize("name", PACKS)
 def test_every_token_sees_its_own_sequence_and_nothing_else(name):
     spans = PACKS[name]
     *tensors, upstream = inputs(spans)
     attention = CoreAttention(CONFIG, 1, None, "self")
-    packed = PackedSequences.of(spans, CPU).prepared(inverse_frequencies(), torch.float32)
+    packed = prepared(name)
     ours = with_gradients(
         lambda q, k, v: attention(q, k, v, packed_seq_params=packed), [x.clone() for x in tensors], upstream
     )
@@ -45,9 +49,9 @@ def test_the_keys_of_a_span_are_those_of_all_it_continues_and_its_own():
 
 
 def test_neighbours_with_one_parent_attend_together_where_little_is_padded():
-    blocks = PackedSequences.of(PACKS["a group"], CPU).blocks
+    blocks = prepared("a group").blocks
     assert [(block.first, block.lengths, block.prefix) for block in blocks] == [(0, (6,), ()), (1, (3, 3, 5), (0,))]
-    blocks = PackedSequences.of(PACKS["far apart in length"], CPU).blocks
+    blocks = prepared("far apart in length").blocks
     assert [block.lengths for block in blocks] == [(50,), (2,), (200, 201)]
     for block in blocks:
         padding = len(block.lengths) * max(block.lengths) - block.size

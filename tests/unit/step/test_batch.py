@@ -46,7 +46,7 @@ def batch_of(*samples: Sample, grammar=TOOLRL, advantages=None, borders=None, ra
         group_size=len(samples),
         borders=borders or [0, len(samples)],
         learns=[True] * len(samples),
-        cost=CostModel(row=0, pair=0, update=3),
+        cost=CostModel(row=0, pair=0, learner=4),
         dp_rank=rank,
         dp_size=num_ranks,
         device=torch.device("cpu"),

@@ -1,9 +1,11 @@
 """The actor in float32 on every layout against Hugging Face in float64: same weights, same answers, same numbers."""
 
+import math
+
 import pytest
 import torch
 
-from tests.distributed.cases import PLAIN_LAYOUTS, Layout, gradients_and_updates
+from tests.distributed.cases import PLAIN_LAYOUTS, Layout, gradients_and_updates, merged
 from tests.distributed.noise import errors
 from tests.tiny import oracle
 
@@ -123,3 +125,14 @@ def test_masked_tokens_are_read_but_never_learned(pool, tiny_model, bars, within
     assert len(want.log_probs) < sum(len(t.response_ids) for t in masked_answers.trajectories)
     results = pool.run(gradients_and_updates, layout.world_size, path, layout, masked_answers)
     within(errors(results, masked_answers, want), bars(tied=tied))
+
+
+def test_sharing_changes_the_gradient_by_rounding_alone(measure):
+    shared, plain = (
+        merged(measure("qwen3", False, Layout(max_tokens=2000, shared=on)), "gradients") for on in (True, False)
+    )
+    difference, norm = (
+        math.fsum(float(x.double().square().sum()) for x in tensors)
+        for tensors in ([shared[name] - plain[name] for name in plain], plain.values())
+    )
+    assert math.sqrt(difference / norm) <= 1e-6

@@ -53,8 +53,7 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """One MicroBatch per bin; an empty bin becomes a dummy without rows.
 
-    sequences: `tokens_to_run` of those trajectories that have targets, and the empty ones; bins: of nodes of
-    `shared_prefixes` or `unshared` whose members are numbers of trajectories. Token counts are padded to `multiple_of`
+    sequences: `tokens_to_run` of each trajectory; bins: of `pack_sequences`. Token counts are padded to `multiple_of`
     (sequence parallelism cuts them), and with `same_length` to the longest bin's (pipeline stages then exchange tensors
     of one known shape). Padding is a sequence of its own.
     """

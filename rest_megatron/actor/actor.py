@@ -93,7 +93,7 @@ class Actor:
         Answers that have no gradient are left out of it, with the same result. interruptible: see `run`; a step that
         is broken off changes nothing.
         """
-        part = learning(trajectories, streams, self.regularised)
+        part = learning(trajectories, streams, self.config.algorithm.regularised)
         loss = partial(self.losses.policy, part.streams)
         metrics, kept = self._step(part.trajectories, loss, POLICY_SUMS, interruptible, part.left_out)
         read = torch.zeros_like(part.streams.old_log_probs)
@@ -112,7 +112,7 @@ class Actor:
         As `log_probs` and then `update` with them, in one forward pass less. streams: of `on_policy_loss`; left out is
         what has no gradient before its importance correction.
         """
-        part = learning(trajectories, streams, self.regularised)
+        part = learning(trajectories, streams, self.config.algorithm.regularised)
         stats = torch.zeros(len(TokenStats._fields), len(streams.advantages), device=self.parallel.device)
         stats[:, part.other_places] = torch.stack(self.log_probs(part.others))
         loss = partial(self.losses.on_policy, part.streams)
@@ -120,11 +120,6 @@ class Actor:
         for index, values in kept:
             stats[:, part.places[index]] = values
         return metrics, TokenStats(*self.parallel.broadcast_from_last_stage(stats))
-
-    @property
-    def regularised(self) -> bool:
-        """Whether the policy loss has a term that an answer of advantage 0 has, too."""
-        return self.config.algorithm.kl_coef > 0 or self.config.algorithm.entropy_coef > 0
 
     def skip(self, count: int) -> None:
         """Let the learning-rate schedule pass over `count` steps that are not taken."""

@@ -35,7 +35,7 @@ def of_group(
 
 def group_gradient(actor: Actor, trajectories: Sequence[Trajectory], streams: PolicyStreams) -> list[Tensor]:
     """Of the policy loss of these answers of all data-parallel ranks. Collective."""
-    part = learning(trajectories, streams, actor.regularised)
+    part = learning(trajectories, streams, actor.config.algorithm.regularised)
     return loss_gradient(actor, part.trajectories, partial(actor.losses.policy, part.streams))
 
 

@@ -25,14 +25,19 @@ class Learning(NamedTuple):
     """0-dim float64: those of their tokens that have a weight."""
 
 
+def has_gradient(streams: PolicyStreams, regularised: bool) -> Tensor:
+    """bool [T]: tokens with a loss weight and an advantage; regularised: with a loss weight."""
+    weighted = streams.loss_weights != 0
+    return weighted if regularised else weighted & (streams.advantages != 0)
+
+
 def learning(trajectories: Sequence[Trajectory], streams: PolicyStreams, regularised: bool) -> Learning:
     """Those with a token whose loss weight and advantage are not 0; regularised: whose loss weight is not 0.
 
     An answer is run whole or not at all, for the ratio of whole answers (GSPO) reads all of its tokens. streams: over
     the target tokens of `trajectories`, advantages not nan. regularised: whether the loss has a term without advantage.
     """
-    weighted = streams.loss_weights != 0
-    teaches = weighted if regularised else weighted & (streams.advantages != 0)
+    weighted, teaches = streams.loss_weights != 0, has_gradient(streams, regularised)
     lengths = torch.tensor([t.num_targets for t in trajectories], dtype=torch.int64, device=weighted.device)
     answer = torch.arange(len(trajectories), device=weighted.device).repeat_interleave(lengths)
     kept = torch.zeros(len(trajectories), dtype=torch.bool, device=weighted.device)

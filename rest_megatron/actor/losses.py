@@ -12,10 +12,9 @@ from torch import Tensor
 from rest_kernels import LogProbEntropy
 from rest_megatron.actor.head import Head
 from rest_megatron.actor.microbatch import MicroBatch
-from rest_megatron.actor.on_policy import on_policy_loss
+from rest_megatron.actor.on_policy import answer_loss, on_policy_loss
 from rest_megatron.actor.sums import POLICY_SUMS, SUPERVISED_SUMS, stacked
 from rest_megatron.config.schema import Config
-from rest_megatron.method.ratio import sequence_ppo_loss
 from rest_megatron.types import PolicyStreams
 
 
@@ -49,30 +48,13 @@ class Losses:
 
     def policy(self, streams: PolicyStreams, batch: MicroBatch, hidden: Tensor) -> tuple:
         """The clipped loss of one micro-batch as Megatron's schedule takes it."""
-        temperature = self.config.rollout.temperature
+        temperature, own = self.config.rollout.temperature, streams.select(batch.index)
         if self.config.algorithm.ratio == "sequence":
             stats = self.head.token_stats(hidden, batch.labels, temperature, collision=False)
-            loss, sums = self._sequence_loss(streams.select(batch.index), batch, stats)
+            loss, sums = answer_loss(stats, own, batch, self.config.algorithm)
             return self._for_schedule(loss, batch, POLICY_SUMS, sums, stats.log_probs)
-        own = streams.select(batch.index)
         out = self.head.policy_loss(hidden, batch.labels, temperature, own)
         return self._for_schedule(out.loss, batch, POLICY_SUMS, out.metrics, out.log_probs)
-
-    def _sequence_loss(
-        self, streams: PolicyStreams, batch: MicroBatch, stats: LogProbEntropy
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss on whole answers' ratios (GSPO) and its metric sums."""
-        loss, sums = sequence_ppo_loss(
-            stats.log_probs,
-            streams.old_log_probs,
-            streams.advantages,
-            streams.loss_weights,
-            batch.sequence_index,
-            batch.num_sequences,
-            clip_ratio_low=self.config.algorithm.clip_ratio_low,
-            clip_ratio_high=self.config.algorithm.clip_ratio_high,
-        )
-        return loss, sums | {"entropy": (stats.entropy * (streams.loss_weights != 0)).sum()}
 
     def reward(self, rewards: Tensor, batch: MicroBatch, hidden: Tensor) -> tuple:
         """-sum_t rewards_t log p_t of one micro-batch, [T] float32 over this rank's target tokens, for the schedule."""

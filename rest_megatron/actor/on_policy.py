@@ -35,13 +35,10 @@ def on_policy_loss(
         algorithm.importance_mask,
     )
     weights = torch.where(streams.loss_weights == 0, 0.0, streams.loss_weights * ratios)
-    clips = {"clip_ratio_low": algorithm.clip_ratio_low, "clip_ratio_high": algorithm.clip_ratio_high}
     used = weights != 0
     if algorithm.ratio == "sequence":
-        loss, sums = sequence_ppo_loss(
-            log_probs, old, streams.advantages, weights, batch.sequence_index, batch.num_sequences, **clips
-        )
-        return loss, sums | {"entropy": (stats.entropy.detach() * used).sum()}
+        return answer_loss(stats, streams._replace(old_log_probs=old, loss_weights=weights), batch, algorithm)
+    clips = {"clip_ratio_low": algorithm.clip_ratio_low, "clip_ratio_high": algorithm.clip_ratio_high}
     token_loss = ppo_token_loss(log_probs, old, streams.advantages, **clips)
     if streams.ref_log_probs is not None:
         token_loss = token_loss + algorithm.kl_coef * kl_to_reference(log_probs, streams.ref_log_probs)
@@ -52,3 +49,24 @@ def on_policy_loss(
     count, none = used.sum(), torch.zeros((), device=loss.device)
     sums = {"num_tokens": count, "ratio": count, "clipped": none, "clipped_low": none, "approx_kl": none}
     return loss, sums | {"entropy": torch.where(used, stats.entropy.detach(), 0.0).sum()}
+
+
+def answer_loss(
+    stats: LogProbEntropy, streams: PolicyStreams, batch: MicroBatch, algorithm: AlgorithmConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss on whole answers' ratios (GSPO) and its metric sums, of any update.
+
+    The arguments are those of `on_policy_loss`, but for old_log_probs, which are the actor's, and loss_weights, which
+    hold importance.
+    """
+    loss, sums = sequence_ppo_loss(
+        stats.log_probs,
+        streams.old_log_probs,
+        streams.advantages,
+        streams.loss_weights,
+        batch.sequence_index,
+        batch.num_sequences,
+        clip_ratio_low=algorithm.clip_ratio_low,
+        clip_ratio_high=algorithm.clip_ratio_high,
+    )
+    return loss, sums | {"entropy": (stats.entropy.detach() * (streams.loss_weights != 0)).sum()}

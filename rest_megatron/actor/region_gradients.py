@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rest_megatron.actor.actor import Actor
 from rest_megatron.actor.group_gradients import group_gradient, inner_products, of_group, zero_gradient
+from rest_megatron.actor.learning import has_gradient
 from rest_megatron.actor.optimizer_state import adam_step, link_states, whole_on_all
 from rest_megatron.method.measured import MeasuredRegions
 from rest_megatron.method.regions import Region
@@ -81,8 +82,9 @@ def _present(actor: Actor, batch: Batch, streams: PolicyStreams) -> Tensor:
     """bool [groups, 4], on the CPU: which regions of which groups have a gradient, on any rank. Collective."""
     groups = torch.tensor(batch.group_index, dtype=torch.int64, device=batch.regions.device)[batch.sequence_index]
     counts = torch.zeros(batch.num_groups * len(Region), dtype=torch.float64, device=batch.regions.device)
-    has_gradient = (streams.loss_weights != 0) & ((streams.advantages != 0) | actor.regularised)
-    counts.index_add_(0, groups * len(Region) + batch.regions, has_gradient.double())
+    counts.index_add_(
+        0, groups * len(Region) + batch.regions, has_gradient(streams, actor.config.algorithm.regularised).double()
+    )
     dist.all_reduce(counts, group=actor.parallel.dp_group)
     return (counts > 0).view(batch.num_groups, len(Region)).cpu()
 

@@ -203,3 +203,8 @@ class AlgorithmConfig:
     )
     kl_coef: float = key(0.0, "Coefficient of the k3 estimate of KL(policy || initial policy); 0: none.", ge=0)
     entropy_coef: float = key(0.0, "Coefficient of the entropy bonus.", ge=0)
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the policy loss has a term that an answer of advantage 0 has, too."""
+        return self.kl_coef > 0 or self.entropy_coef > 0

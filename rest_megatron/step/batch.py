@@ -49,7 +49,7 @@ def mini_batch_borders(config: Config, num_groups: int) -> list[int]:
 
 def _learning(experience: Experience, config: Config) -> list[bool]:
     """Whether each answer to train on has a gradient: by its advantage, or by a term that looks at every token."""
-    if config.algorithm.kl_coef > 0 or config.algorithm.entropy_coef > 0:
+    if config.algorithm.regularised:
         return [True] * len(experience.trained)
     return (experience.advantages[: experience.num_trained].flatten() != 0).tolist()
 

@@ -104,39 +104,6 @@ def spread_step(
     )
 
 
-def weigh(
-    batch: Batch,
-    stats: TokenStats,
-    state: WeightState,
-    *,
-    progress: float,
-    step: int,
-    accuracy: Sequence[float | None],
-    settings: WeightsConfig,
-    algorithm: AlgorithmConfig,
-    token_table: Sequence[bytes],
-    dp_group: dist.ProcessGroup,
-) -> StepWeights:
-    """Token weights of this rank's answers, and the correction for what the engine's log-probs differ by. Collective.
-
-    stats: of each token under the sampling weights. state: the last step's. step: counts from 1, as in the published
-    code. accuracy: format rate, tool-name and parameter accuracy of the step's answers, None for what was not measured;
-    the feedback curriculum follows them.
-    """
-    tokens, state = spread(
-        batch,
-        stats,
-        state,
-        progress=progress,
-        step=step,
-        accuracy=accuracy,
-        settings=settings,
-        token_table=token_table,
-        dp_group=dp_group,
-    )
-    return describe(batch, tokens, stats, state, algorithm, dp_group)
-
-
 def spread(
     batch: Batch,
     stats: TokenStats | None,
@@ -149,7 +116,12 @@ def spread(
     token_table: Sequence[bytes],
     dp_group: dist.ProcessGroup,
 ) -> tuple[Tensor, WeightState]:
-    """`StepWeights.tokens` and `state` of `weigh`. Collective; stats: None where the weights `stand_still`."""
+    """`StepWeights.tokens` of this rank's answers, and the state for the next step. Collective.
+
+    stats: of each token under the sampling weights; None where the weights `stand_still`. state: the last step's. step:
+    counts from 1, as in the published code. accuracy: format rate, tool-name and parameter accuracy of the step's
+    answers, None for what was not measured; the feedback curriculum follows them.
+    """
     if settings.curriculum == "feedback":
         state = replace(state, feedback=update_feedback(state.feedback, accuracy, settings))
     if settings.rule == "reference":

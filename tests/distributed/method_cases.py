@@ -15,7 +15,7 @@ from rest_megatron.distributed.parallel import Parallel
 from rest_megatron.grammar import TOOLRL
 from rest_megatron.method.weights import WeightState
 from rest_megatron.step.batch import deal_batch
-from rest_megatron.step.weigh import weigh
+from rest_megatron.step.weigh import describe, spread
 from rest_megatron.types import Sample
 from tests.distributed.cases import TOKENS_ALONE, Layout, make_config, named, share, start
 from tests.tiny import VOCAB, Answers
@@ -121,7 +121,7 @@ def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step:
         device=parallel.device,
     )
     stats = actor.log_probs(batch.trajectories)
-    weights = weigh(
+    tokens, state = spread(
         batch,
         stats,
         state,
@@ -129,8 +129,7 @@ def _weigh(actor: Actor, parallel: Parallel, settings, state: WeightState, step:
         step=step,
         accuracy=ACCURACY,
         settings=settings,
-        algorithm=AlgorithmConfig(),
         token_table=TABLE,
         dp_group=parallel.dp_group,
     )
-    return weights, batch
+    return describe(batch, tokens, stats, state, AlgorithmConfig(), parallel.dp_group), batch
